@@ -1,0 +1,11 @@
+//! s3bd: a network block device whose disk lives in an object store.
+//!
+//! `docs/architecture.md` says how the parts fit; `docs/format.md` describes every stored byte.
+
+pub mod cli;
+pub mod format;
+pub mod map;
+pub mod nbd;
+pub mod seal;
+pub mod store;
+pub mod volume;

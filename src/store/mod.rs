@@ -1,0 +1,121 @@
+//! The object store: the trait that everything above uses, and the layers that implement it.
+//!
+//! # Invariants
+//! - What a `put` acknowledged is seen by the next `get` and the next `list`, from anywhere.
+//! - A name is either absent or holds the whole bytes of some `put`; never a part.
+//!
+//! # Errors and retries
+//! A backend (`s3`, `directory`, `memory`) makes each call once and says what is known of the outcome.
+//! [`retry::Retrying`] waits and calls again for what may pass; an outcome that is unknown is settled by reading the
+//! object back, never by assuming.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+/// Which part of an object to read; offsets and lengths in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Range {
+    /// The whole object.
+    Full,
+    /// `length` bytes from `offset`; the part must lie within the object, else the answer is [`ErrorKind::Short`].
+    Part {
+        /// First byte.
+        offset: u64,
+        /// Number of bytes, more than zero.
+        length: u64,
+    },
+    /// The last `length` bytes, or the whole object where it is shorter.
+    Suffix {
+        /// Number of bytes, more than zero.
+        length: u64,
+    },
+}
+
+/// Whether a `put` may replace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutMode {
+    /// The name must not exist. A store without conditional puts cannot hold this; it then overwrites and says
+    /// [`Put::Created`], so no protocol may depend on it alone.
+    Create,
+    /// Overwrites what is there.
+    Replace,
+}
+
+/// What a `put` that was answered did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// The bytes are stored under the name.
+    Created,
+    /// [`PutMode::Create`] only: the name is taken, nothing was changed.
+    Exists,
+}
+
+/// What a `get` returned.
+#[derive(Clone, Debug)]
+pub struct Got {
+    /// The bytes of the range asked for, whole.
+    pub bytes: Bytes,
+    /// Length of the object, bytes.
+    pub object_bytes: u64,
+}
+
+/// One line of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Full key.
+    pub key: String,
+    /// Length of the object, bytes.
+    pub bytes: u64,
+    /// When the store says it was written, milliseconds since 1970.
+    pub modified_ms: u64,
+}
+
+/// A flat, strongly consistent object store. Keys are UTF-8 with `/` as the only separator in use.
+///
+/// Every call is cancel safe in that dropping its future leaves the outcome of a change unknown and nothing worse.
+#[async_trait]
+pub trait Store: Send + Sync + fmt::Debug {
+    /// Stores `body` (the concatenation of its parts) under `key`; on `Ok` it is durable.
+    async fn put(&self, key: &str, body: &[Bytes], mode: PutMode) -> Result<Put, StoreError>;
+    /// Reads a range of one object.
+    async fn get(&self, key: &str, range: Range) -> Result<Got, StoreError>;
+    /// Length of an object, bytes; `None` where there is none.
+    async fn head(&self, key: &str) -> Result<Option<u64>, StoreError>;
+    /// All keys that begin with `prefix` and sort after `start_after`, in byte order; at most `limit` where given.
+    async fn list(&self, prefix: &str, start_after: Option<&str>, limit: Option<usize>) -> Result<Vec<Listed>, StoreError>;
+    /// Removes objects. Names that do not exist are no error. On an error some may be gone.
+    async fn delete(&self, keys: &[String]) -> Result<(), StoreError>;
+}
+
+/// What the caller of a store has to do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// No such object (or bucket, where `key` is empty).
+    NotFound,
+    /// The range does not lie within the object, or the body that came was cut short.
+    Short,
+    /// It may pass: throttling, 5xx, network, expired credentials. Nothing was changed.
+    Retry,
+    /// A change was sent and no answer came: it may have happened, or may yet happen.
+    OutcomeUnknown,
+    /// The store refuses these credentials or this name.
+    Denied,
+    /// The request can never succeed as it is (bad configuration, invalid name, no credentials found).
+    Invalid,
+}
+
+/// A call that failed: which, on what, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {key}: {reason}")]
+pub struct StoreError {
+    /// What to do about it.
+    pub kind: ErrorKind,
+    /// The call: "put", "get", "head", "list", "delete".
+    pub operation: &'static str,
+    /// The key or prefix.
+    pub key: String,
+    /// The store's own words, one line.
+    pub reason: String,
+}

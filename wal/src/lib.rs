@@ -1,0 +1,1 @@
+//! A segmented write-ahead log over an injected disk.
