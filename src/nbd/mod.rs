@@ -67,5 +67,10 @@ pub trait Device: Send + Sync + 'static {
     /// Brings a range into the cache (NBD_CMD_CACHE).
     async fn cache(&self, offset: u64, length: u64) -> Result<(), DeviceError>;
     /// Describes a range from `offset`: extents in order, at most `count_max`, covering a non-empty prefix of it.
-    async fn extents(&self, offset: u64, length: u64, count_max: usize) -> Result<Vec<DeviceExtent>, DeviceError>;
+    async fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        count_max: usize,
+    ) -> Result<Vec<DeviceExtent>, DeviceError>;
 }

@@ -84,7 +84,12 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Length of an object, bytes; `None` where there is none.
     async fn head(&self, key: &str) -> Result<Option<u64>, StoreError>;
     /// All keys that begin with `prefix` and sort after `start_after`, in byte order; at most `limit` where given.
-    async fn list(&self, prefix: &str, start_after: Option<&str>, limit: Option<usize>) -> Result<Vec<Listed>, StoreError>;
+    async fn list(
+        &self,
+        prefix: &str,
+        start_after: Option<&str>,
+        limit: Option<usize>,
+    ) -> Result<Vec<Listed>, StoreError>;
     /// Removes objects. Names that do not exist are no error. On an error some may be gone.
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError>;
 }

@@ -1,0 +1,200 @@
+//! A manifest: the object that publishes an epoch. `manifests/<generation>-<epoch>`; the body is sealed.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    FormatError,
+    claim::Writer,
+    codec,
+    ids::{Epoch, FrameRef, Generation, LogPosition, ObjectRef, Sequence, VolumeId},
+    page::StoredFrame,
+};
+
+/// SHA-256 of stored bytes.
+pub type Digest = [u8; 32];
+
+/// The name of a manifest and the digest of its bytes in the bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestLink {
+    /// Tenure that published it.
+    pub generation: Generation,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// SHA-256 of the object's bytes.
+    pub digest: Digest,
+}
+
+/// Version 1 of a manifest's plaintext.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The volume it belongs to.
+    pub volume: VolumeId,
+    /// Tenure that published it.
+    pub generation: Generation,
+    /// Its epoch: one more than its parent's.
+    pub epoch: Epoch,
+    /// What it was built on; none for the first.
+    pub parent: Option<ManifestLink>,
+    /// Manifests of lower epochs may have been removed, unless pinned.
+    pub oldest_kept: Epoch,
+    /// SHA-256 of the object `volume`.
+    pub header: Digest,
+    /// How far into which log this cut reaches.
+    pub log: LogPosition,
+    /// Who published it.
+    pub writer: Writer,
+    /// When, milliseconds since 1970.
+    pub time_ms: u64,
+    /// Size of the volume, bytes.
+    pub size_bytes: u64,
+    /// No object of this line has this number or a higher one.
+    pub next_sequence: Sequence,
+    /// The writer ended its tenure with this manifest.
+    pub closed: bool,
+    /// Acknowledged writes that its writer held above this cut when it wrote it, bytes.
+    pub unpublished_bytes: u64,
+    /// The maps as of the last checkpoint.
+    pub roots: Roots,
+    /// Objects since the last checkpoint, in order of epoch: what they hold is on top of the roots.
+    pub objects: Vec<ListedObject>,
+    /// Changes of the snapshot table since the last checkpoint, in order.
+    pub snapshots: Vec<SnapshotChange>,
+    /// Next number for a snapshot.
+    pub next_snapshot: u64,
+    /// Volumes other than this one whose objects the maps name.
+    pub owners: Vec<Owner>,
+    /// Totals of this epoch.
+    pub totals: Totals,
+}
+
+/// Roots of the maps at a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Roots {
+    /// The maps hold every cut up to this epoch.
+    pub epoch: Epoch,
+    /// Block map.
+    pub blocks: Option<Root>,
+    /// Object table.
+    pub objects: Option<Root>,
+    /// Snapshot table.
+    pub snapshots: Option<Root>,
+}
+
+/// The root page of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// 0: the root is a leaf.
+    pub level: u8,
+    /// Object that holds the page.
+    pub object: ObjectRef,
+    /// The page's frame in that object; its object number is 0.
+    pub frame: StoredFrame,
+}
+
+impl Root {
+    /// A root at `level` whose page is `page`.
+    #[must_use]
+    pub fn new(level: u8, page: &FrameRef) -> Self {
+        Self { level, object: page.object, frame: StoredFrame::new(0, page) }
+    }
+
+    /// Where its page is.
+    #[must_use]
+    pub fn page(&self) -> FrameRef {
+        self.frame.place(self.object)
+    }
+}
+
+/// An object that a manifest lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedObject {
+    /// Tenure that wrote it.
+    pub generation: Generation,
+    /// Its number.
+    pub sequence: Sequence,
+    /// The cut it belongs to.
+    pub epoch: Epoch,
+    /// Its length, bytes.
+    pub bytes: u64,
+    /// Length of its sealed index, bytes; the index lies right before the footer.
+    pub index_bytes: u32,
+    /// SHA-256 of its sealed index.
+    pub digest: Digest,
+}
+
+/// A change of the snapshot table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotChange {
+    /// A snapshot was taken.
+    Taken(Snapshot),
+    /// The snapshot with this number was deleted.
+    Deleted(u64),
+    /// The snapshot with this number has another name.
+    Renamed(u64, String),
+}
+
+/// A name pinned to an epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its number; never used twice in a volume.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// Tenure of the manifest it pins.
+    pub generation: Generation,
+    /// Epoch of the manifest it pins.
+    pub epoch: Epoch,
+    /// When it was taken, milliseconds since 1970.
+    pub time_ms: u64,
+    /// Size of the volume then, bytes.
+    pub size_bytes: u64,
+}
+
+/// Another volume whose objects this one reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Which.
+    pub volume: VolumeId,
+    /// Its name in the same bucket.
+    pub name: String,
+    /// The key its objects' keys derive from.
+    pub object_key: [u8; 32],
+}
+
+/// What an epoch adds up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Objects of this volume that have not been deleted.
+    pub objects: u64,
+    /// Their lengths, bytes.
+    pub object_bytes: u64,
+    /// Blocks with data as of the roots.
+    pub mapped_blocks: u64,
+}
+
+impl Manifest {
+    /// Plaintext bytes, to be sealed.
+    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
+        codec::encode("manifest", self)
+    }
+
+    /// Reads opened plaintext, and checks what must hold between its fields.
+    pub fn decode(plain: &[u8]) -> Result<Self, FormatError> {
+        let manifest: Self = codec::decode("manifest", plain)?;
+        let malformed = |detail| Err(FormatError::Malformed { what: "manifest", detail });
+        if manifest.parent.is_some_and(|parent| parent.epoch.next() != manifest.epoch) {
+            return malformed("its epoch does not follow its parent's");
+        }
+        let mut previous = manifest.roots.epoch.next();
+        for object in &manifest.objects {
+            if object.sequence >= manifest.next_sequence {
+                return malformed("object number");
+            }
+            if object.epoch < previous || object.epoch > manifest.epoch {
+                return malformed("epoch of an object");
+            }
+            previous = object.epoch;
+        }
+        Ok(manifest)
+    }
+}
