@@ -112,7 +112,9 @@ pub struct ListedObject {
     pub generation: Generation,
     /// Its number.
     pub sequence: Sequence,
-    /// The cut it belongs to.
+    /// The salt in its header.
+    pub salt: [u8; 16],
+    /// The epoch that brought it.
     pub epoch: Epoch,
     /// Its length, bytes.
     pub bytes: u64,
@@ -120,6 +122,14 @@ pub struct ListedObject {
     pub index_bytes: u32,
     /// SHA-256 of its sealed index.
     pub digest: Digest,
+}
+
+impl ListedObject {
+    /// The object's place, given the volume whose manifest lists it.
+    #[must_use]
+    pub fn place(&self, owner: VolumeId) -> ObjectRef {
+        ObjectRef { owner, generation: self.generation, sequence: self.sequence, salt: self.salt }
+    }
 }
 
 /// A change of the snapshot table.
