@@ -31,6 +31,8 @@ pub struct Manifest {
     pub volume: VolumeId,
     /// Tenure that published it.
     pub generation: Generation,
+    /// The nonce of the claim that began the tenure; 0 for the manifest of `init`.
+    pub nonce: u64,
     /// Its epoch: one more than its parent's.
     pub epoch: Epoch,
     /// What it was built on; none for the first.
@@ -39,6 +41,8 @@ pub struct Manifest {
     pub oldest_kept: Epoch,
     /// SHA-256 of the object `volume`.
     pub header: Digest,
+    /// The newest cut with objects, this one included.
+    pub data_cut: Option<(Generation, Epoch)>,
     /// How far into which log this cut reaches.
     pub log: LogPosition,
     /// Who published it.

@@ -174,12 +174,22 @@ impl Bucket {
 
     /// Seals and puts a manifest. Durable on `Ok`; it counts as published only after the check of claims.
     pub async fn put_manifest(&self, manifest: &Manifest, salt: [u8; 16]) -> Result<Published, VolumeError> {
+        self.put_manifest_as(manifest, salt, PutMode::Create).await
+    }
+
+    /// The same, and for `init` over one that an init left that did not come to its end.
+    pub async fn put_manifest_as(
+        &self,
+        manifest: &Manifest,
+        salt: [u8; 16],
+        mode: PutMode,
+    ) -> Result<Published, VolumeError> {
         let name = names::manifest(manifest.generation, manifest.epoch);
         let plain = manifest.encode().map_err(|error| VolumeError::damaged(&name, error))?;
         let bytes = small::seal(&self.keys, Content::Manifest, &name, salt, &plain);
         let link =
             ManifestLink { generation: manifest.generation, epoch: manifest.epoch, digest: digest(&bytes) };
-        match self.store.put(&name, &[bytes.into()], PutMode::Create).await? {
+        match self.store.put(&name, &[bytes.into()], mode).await? {
             Put::Created => Ok(Published { manifest: manifest.clone(), link }),
             // Only another writer of this very generation could have put it: ours is not the one that serves.
             Put::Exists => Err(VolumeError::Fenced { ours: manifest.generation, found: manifest.generation }),

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use wal::Lsn;
 
 use super::{
@@ -12,6 +12,7 @@ use super::{
     frames::Frames,
     log::Log,
     payload::PayloadMemory,
+    readahead::Streams,
     settings::Settings,
     state::State,
     waiters::Waiters,
@@ -39,8 +40,12 @@ pub struct Core {
     pub progress: watch::Sender<Progress>,
     /// Wakes the publisher: there may be a reason to cut.
     pub cut_wanted: Notify,
+    /// Objects being packed or uploaded hold one each.
+    pub upload_slots: Semaphore,
     /// Cuts up to this LSN are wanted at once.
-    pub cut_to: Mutex<Lsn>,
+    cut_to: Mutex<Lsn>,
+    streams: Mutex<Streams>,
+    failed: watch::Sender<bool>,
     state: RwLock<State>,
 }
 
@@ -67,6 +72,7 @@ impl Core {
         payloads: Arc<PayloadMemory>,
         state: State,
     ) -> Self {
+        let uploads_max = settings.uploads_max.max(1);
         Self {
             env,
             bucket,
@@ -77,7 +83,10 @@ impl Core {
             published: Waiters::default(),
             progress: watch::Sender::default(),
             cut_wanted: Notify::new(),
+            upload_slots: Semaphore::new(uploads_max),
             cut_to: Mutex::default(),
+            streams: Mutex::default(),
+            failed: watch::Sender::new(false),
             state: RwLock::new(state),
         }
     }
@@ -113,19 +122,36 @@ impl Core {
         self.cut_wanted.notify_one();
     }
 
+    /// The streams of reads.
+    pub fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Nothing more is acknowledged, for this reason; the first one stays. Everybody who waits gets it.
     pub fn fail(&self, error: VolumeError) {
-        let mut state = self.state_mut();
-        if state.fault.is_none() {
+        if self.check().is_ok() {
             tracing::error!(%error, "the volume takes no more requests");
-            state.fault = Some(error);
         }
-        drop(state);
+        self.fail_quietly(error);
+    }
+
+    /// The same, where it is no news.
+    pub fn fail_quietly(&self, error: VolumeError) {
+        self.state_mut().fault.get_or_insert(error);
+        self.failed.send_replace(true);
         self.published.end();
         if let Some(log) = &self.log {
             log.end_waits();
         }
         self.cut_wanted.notify_one();
+    }
+
+    /// Returns once nothing more is acknowledged: why.
+    pub async fn failed(&self) -> VolumeError {
+        let mut failed = self.failed.subscribe();
+        // The sender lives as long as `self`.
+        let _ = failed.wait_for(|failed| *failed).await;
+        self.check().err().unwrap_or(VolumeError::Closed)
     }
 
     /// Why nothing may be acknowledged, if so.

@@ -265,6 +265,12 @@ impl VolumeError {
         }
     }
 
+    /// Whether stored data of the range asked for is damaged, missing or lost, while the rest of the volume is well.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::DamagedFrame { .. } | Self::Lost { .. })
+    }
+
     /// The block device's answer for it.
     #[must_use]
     pub fn device_error(&self) -> DeviceError {

@@ -76,7 +76,7 @@ pub struct Frames {
     plain: Cache<FrameKey, Bytes, ByLength>,
     pages: Cache<FrameKey, Arc<Page>, BySize>,
     ciphers: Cache<ObjectRef, Arc<Cipher>>,
-    disk: FrameCache,
+    disk: Arc<FrameCache>,
 }
 
 fn key(frame: &FrameRef) -> FrameKey {
@@ -96,7 +96,7 @@ impl Frames {
             plain: Cache::with_weighter((plain_bytes_max >> 16).max(64) as usize, plain_bytes_max, ByLength),
             pages: Cache::with_weighter((page_bytes_max >> 12).max(64) as usize, page_bytes_max, BySize),
             ciphers: Cache::new(CIPHERS_MAX),
-            disk,
+            disk: Arc::new(disk),
         }
     }
 
@@ -119,6 +119,13 @@ impl Frames {
     #[must_use]
     pub fn in_memory(&self, frame: &FrameRef) -> Option<Bytes> {
         self.plain.get(&key(frame))
+    }
+
+    /// Whether a frame is in memory or in the cache on disk.
+    #[must_use]
+    pub fn is_near(&self, frame: &FrameRef) -> bool {
+        let key = key(frame);
+        self.plain.contains_key(&key) || self.disk.contains(&key)
     }
 
     /// The plaintexts of `frames`, which are ascending by object and number, without repeats. Neighbours that have to
@@ -164,7 +171,7 @@ impl Frames {
             Lookup::Miss => return None,
             Lookup::WouldWait if self.env.threads == Threads::Inline => self.disk.get(&key)?,
             Lookup::WouldWait => {
-                let disk = self.disk.clone();
+                let disk = Arc::clone(&self.disk);
                 self.env.compute(move || disk.get(&key)).await?
             }
         };

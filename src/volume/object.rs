@@ -30,8 +30,8 @@ pub struct CutFacts {
     pub part: u32,
     /// Their number; 0 for pages.
     pub parts: u32,
-    /// Tenure of the cut before.
-    pub parent: Option<Generation>,
+    /// The newest cut with objects before it.
+    pub parent: Option<(Generation, Epoch)>,
     /// How far the cut reaches.
     pub log: LogPosition,
     /// When it was packed, milliseconds since 1970.
@@ -132,8 +132,8 @@ impl ObjectBuilder {
         place
     }
 
-    /// Appends index and footer. `listed_epoch` is the epoch of the manifest that will list it first.
-    pub fn finish(mut self, listed_epoch: Epoch) -> Result<BuiltObject, FormatError> {
+    /// Appends index and footer.
+    pub fn finish(mut self) -> Result<BuiltObject, FormatError> {
         let plain = self.index.encode()?;
         // Indexes are small and read at every open: the fast codec, whatever the data has.
         self.compression = Compression { codec: Codec::Zstd, level: 1 };
@@ -149,7 +149,7 @@ impl ObjectBuilder {
             generation: self.object.generation,
             sequence: self.object.sequence,
             salt: self.object.salt,
-            epoch: listed_epoch,
+            epoch: self.index.epoch,
             bytes: (self.bytes.len() + object::FOOTER_BYTES) as u64,
             index_bytes: place.stored_bytes,
             digest: digest(&self.bytes[sealed]),

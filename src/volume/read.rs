@@ -11,7 +11,7 @@ use super::{
     state::{Segment, Source, segment},
 };
 use crate::{
-    format::ids::{Epoch, FrameRef},
+    format::ids::{Epoch, FrameRef, Generation, Sequence, VolumeId},
     map::tree,
 };
 
@@ -84,9 +84,7 @@ impl Core {
                 Source::Zero | Source::Log(..) => {}
             }
         }
-        let order = |frame: &FrameRef| (frame.object.sequence, frame.object.owner, frame.number);
-        frames.sort_unstable_by_key(order);
-        frames.dedup();
+        sort_frames(&mut frames);
         let mut plains = Vec::with_capacity(frames.len());
         for plain in self.load_frames(&frames).await {
             plains.push(plain?);
@@ -137,6 +135,16 @@ impl Core {
         }
         Ok(flat)
     }
+}
+
+fn order(frame: &FrameRef) -> (Sequence, Generation, VolumeId, u32) {
+    (frame.object.sequence, frame.object.generation, frame.object.owner, frame.number)
+}
+
+/// By object and number, without repeats, as frames are loaded.
+pub(super) fn sort_frames(frames: &mut Vec<FrameRef>) {
+    frames.sort_unstable_by_key(order);
+    frames.dedup();
 }
 
 fn slice(data: &Bytes, offset: u64, length: usize) -> Result<Bytes, VolumeError> {

@@ -137,12 +137,12 @@ impl Core {
     pub async fn flush(&self) -> Result<(), VolumeError> {
         self.check()?;
         let Some(log) = &self.log else { return Ok(()) };
-        let target = log.appended();
         match self.settings.durability {
-            Durability::Local => log.sync(target).await,
+            Durability::Local => log.sync(log.appended()).await,
+            // Not the log's end: what the publisher notes there is never published itself.
             Durability::Remote => {
-                log.sync(target).await?;
-                self.publish_to(target).await
+                let end = self.state().end;
+                self.publish_to(end).await
             }
         }
     }
