@@ -1,0 +1,143 @@
+//! Opening a log: judge what is there, make it durable, begin a new segment, sweep.
+//!
+//! # Crash consistency
+//!
+//! Nothing changes before the log was judged. Then, in this order: (1) what was found above the LSN known durable is written again in place, the
+//! same bytes, and synced: an earlier process may have died of a failed sync, after which the kernel takes the pages for clean though the medium
+//! does not have them; (2) a new segment is begun whose header says where the log ends. That header is the cut: from its name on,
+//! no byte between there and the new segment is read again. (3) Segments without a record are removed. A crash at any point leaves a log that scans
+//! to the same records.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use crate::{
+    Corruption, Damage, Log, Lsn, Options, Scan, WalError,
+    disk::Disk,
+    format::SegmentHeader,
+    log::Live,
+    reader::Run,
+    scan::scan_above,
+    segment::{Found, is_spare_name},
+};
+
+/// Bytes written again at once.
+const REWRITE_BYTES: u64 = 1 << 20;
+
+pub(crate) fn open(
+    disk: Arc<dyn Disk>,
+    options: Options,
+    start_at_least: Lsn,
+) -> Result<(Log, Scan), WalError> {
+    options.check()?;
+    let scan = scan_above(&*disk, start_at_least)?;
+    refuse(&scan, start_at_least)?;
+    harden(&*disk, &scan)?;
+    remove_spares(&*disk)?;
+    let (older, empty) = sort(&scan);
+    let header = SegmentHeader {
+        segment_bytes: options.segment_bytes,
+        first: first_lsn(&scan, start_at_least, options.segment_bytes),
+        previous_end: scan.reached,
+        trimmed: start_at_least.max(scan.trimmed),
+        tag: options.tag,
+    };
+    let log = Log::begin(Arc::clone(&disk), options, older, header, scan.runs.clone())?;
+    remove_all(&*disk, &empty)?;
+    Ok((log, scan))
+}
+
+/// Refuses a log in which something is lost.
+fn refuse(scan: &Scan, start_at_least: Lsn) -> Result<(), WalError> {
+    if let Some(damage) = scan.damage.as_ref().filter(|damage| damage.lost) {
+        return Err(WalError::Corrupt(damage.clone()));
+    }
+    let floor = start_at_least.max(scan.trimmed);
+    if scan.start <= floor {
+        return Ok(());
+    }
+    let segment = scan.found.first().map(|found| found.name.clone()).unwrap_or_default();
+    Err(WalError::Corrupt(Corruption {
+        lsn: floor,
+        resumes: Some(scan.start),
+        durable: scan.durable,
+        segment,
+        offset: 0,
+        what: Damage::Missing,
+        lost: true,
+    }))
+}
+
+/// Makes what was found durable.
+fn harden(disk: &dyn Disk, scan: &Scan) -> Result<(), WalError> {
+    for run in scan.runs.iter().filter(|run| run.to > scan.durable) {
+        rewrite(run, run.from.max(scan.durable))?;
+    }
+    disk.sync().map_err(WalError::io("sync", "."))
+}
+
+/// Writes the bytes from `from` to the run's end again, and syncs them.
+fn rewrite(run: &Run, from: Lsn) -> Result<(), WalError> {
+    let segment = &run.segment;
+    let mut at = from;
+    while at < run.to {
+        let mut bytes = vec![0; run.to.since(at).min(REWRITE_BYTES) as usize];
+        let offset = segment.offset(at);
+        segment.file.read_at(&mut bytes, offset).map_err(WalError::io("read", &segment.name))?;
+        segment.file.write_at(&bytes, offset).map_err(WalError::io("write", &segment.name))?;
+        at = at.plus(bytes.len() as u64);
+    }
+    segment.file.sync_data().map_err(WalError::io("sync", &segment.name))
+}
+
+/// Spares of an earlier tenure are not used: what they hold is not known.
+fn remove_spares(disk: &dyn Disk) -> Result<(), WalError> {
+    let names = disk.list().map_err(WalError::io("list", "."))?;
+    let spares: Vec<String> = names.into_iter().filter(|name| is_spare_name(name)).collect();
+    remove_all(disk, &spares)
+}
+
+fn remove_all(disk: &dyn Disk, names: &[String]) -> Result<(), WalError> {
+    for name in names {
+        disk.remove(name).map_err(WalError::io("remove", name))?;
+    }
+    if names.is_empty() { Ok(()) } else { disk.sync().map_err(WalError::io("sync", ".")) }
+}
+
+/// The segments to keep, oldest first, and the names of those that hold no record and no damage.
+fn sort(scan: &Scan) -> (VecDeque<Live>, Vec<String>) {
+    let mut older = VecDeque::new();
+    let mut empty = Vec::new();
+    let ends = scan.found.iter().skip(1).map(Some).chain([None]);
+    for (found, next) in scan.found.iter().zip(ends) {
+        let segment = found.segment.as_ref().ok().map(|(segment, _)| Arc::clone(segment));
+        let has_records = scan.runs.iter().any(|run| run.segment.header.first == found.first);
+        if segment.is_some() && !has_records && scan.damage.is_none() {
+            empty.push(found.name.clone());
+            continue;
+        }
+        let end = next.map_or(scan.reached, records_end_before).min(found.range_end());
+        older.push_back(Live {
+            first: found.first,
+            name: found.name.clone(),
+            bytes: found.file_bytes,
+            end,
+            segment,
+        });
+    }
+    (older, empty)
+}
+
+/// Where the records before this segment end, as far as it says.
+fn records_end_before(next: &Found) -> Lsn {
+    next.segment.as_ref().map_or(next.first, |(segment, _)| segment.header.previous_end)
+}
+
+/// The first LSN of a new segment: above all that was ever given out.
+fn first_lsn(scan: &Scan, start_at_least: Lsn, segment_bytes: u64) -> Lsn {
+    let used = scan.found.iter().map(Found::range_end).max().unwrap_or_default();
+    let least = used.max(scan.end).max(start_at_least).max(scan.trimmed);
+    let next = least.round_up(segment_bytes);
+    // All that was found is below: the new header is the last.
+    assert!(next >= used && next >= scan.end);
+    next
+}
