@@ -10,6 +10,9 @@ use super::{
 /// Share of the cache that probation keeps to when there is no room left: 10 % as in the S3-FIFO paper, section 4.
 const PROBATION_SHARE: u64 = 10;
 
+/// Entries that are looked up or changed in one hold of the lock: some tens of microseconds for the readers to wait.
+pub(super) const HOLD_ENTRIES_MAX: usize = 512;
+
 /// What to do with the frames of a segment that goes.
 struct Verdict {
     /// Read since they came, and so to be kept.
@@ -34,7 +37,11 @@ impl Writer {
             let doomed = self.doomed.len();
             budget_bytes = self.evict(number, segment_bytes, budget_bytes);
             if let Some((name, _)) = self.doomed.get(doomed) {
-                return Err(Failure::new("remove", name.clone(), std::io::Error::other("it stays where it is")));
+                return Err(Failure::new(
+                    "remove",
+                    name.clone(),
+                    std::io::Error::other("it stays where it is"),
+                ));
             }
         }
         Ok(true)
@@ -88,8 +95,7 @@ impl Writer {
                 .map(|segment| segment.file_bytes)
                 .sum();
             let over = in_probation > state.bytes_max / PROBATION_SHARE;
-            let order =
-                if over { [Queue::Probation, Queue::Main] } else { [Queue::Main, Queue::Probation] };
+            let order = if over { [Queue::Probation, Queue::Main] } else { [Queue::Main, Queue::Probation] };
             order.into_iter().find_map(oldest).or_else(|| state.segments.keys().next().copied())
         }?;
         for queue in [Queue::Probation, Queue::Main] {
@@ -115,38 +121,42 @@ impl Writer {
         let keep_bytes_max = budget_bytes.min(file_bytes / 2);
         let kept_bytes = self.keep(number, &verdict.hot, segment_bytes, keep_bytes_max);
         if queue == Queue::Probation {
-            let mut state = self.shared.lock();
-            verdict.cold.iter().for_each(|hash| state.ghost.insert(*hash));
+            for some in verdict.cold.chunks(HOLD_ENTRIES_MAX) {
+                let mut state = self.shared.lock();
+                some.iter().for_each(|hash| state.ghost.insert(*hash));
+            }
         }
         self.drop_segment(number);
         budget_bytes - kept_bytes
     }
 
     fn judge(&self, number: u32) -> Option<(Verdict, Queue, u64)> {
-        let mut state = self.shared.lock();
-        let mut segment_hashes = {
+        let (mut hashes, queue, file_bytes) = {
+            let mut state = self.shared.lock();
             let segment = state.segments.get_mut(&number)?;
-            std::mem::take(&mut segment.hashes)
+            (std::mem::take(&mut segment.hashes), segment.queue, segment.file_bytes)
         };
         // A frame that was forgotten and came again is listed twice.
-        segment_hashes.sort_unstable();
-        segment_hashes.dedup();
+        hashes.sort_unstable();
+        hashes.dedup();
         let mut verdict = Verdict { hot: Vec::new(), hot_bytes: 0, cold: Vec::new() };
-        for hash in &segment_hashes {
-            match state.index.was_hit(*hash, number) {
-                Some((place, true)) => {
-                    verdict.hot_bytes += entry_bytes(place);
-                    verdict.hot.push((*hash, place));
+        for some in hashes.chunks(HOLD_ENTRIES_MAX) {
+            let state = self.shared.lock();
+            for hash in some {
+                match state.index.at_segment(*hash, number) {
+                    Some((place, true)) => {
+                        verdict.hot_bytes += entry_bytes(place);
+                        verdict.hot.push((*hash, place));
+                    }
+                    Some((_, false)) => verdict.cold.push(*hash),
+                    None => {}
                 }
-                Some((_, false)) => verdict.cold.push(*hash),
-                None => {}
             }
         }
         // In the order of the file, which is the order of reading ahead.
         verdict.hot.sort_unstable_by_key(|(_, place)| place.offset);
-        let segment = state.segments.get_mut(&number)?;
-        segment.hashes = segment_hashes;
-        Some((verdict, segment.queue, segment.file_bytes))
+        self.shared.lock().segments.get_mut(&number)?.hashes = hashes;
+        Some((verdict, queue, file_bytes))
     }
 
     /// Makes a segment of probation the youngest of main, as it is, not read yet.
@@ -159,15 +169,31 @@ impl Writer {
         };
         self.number_next = next;
         self.disk.rename(&from, &to).map_err(|error| Failure::new("rename", from, error))?;
-        let mut state = self.shared.lock();
-        let Some(segment) = state.segments.remove(&number) else { return Ok(()) };
-        for hash in &segment.hashes {
-            if let Some((place, _)) = state.index.was_hit(*hash, number) {
-                state.index.relocate(*hash, place, Place { segment: promoted, ..place });
+        let Some(hashes) = self.list_promoted(number, promoted) else { return Ok(()) };
+        for some in hashes.chunks(HOLD_ENTRIES_MAX) {
+            let mut state = self.shared.lock();
+            for hash in some {
+                if let Some((place, _)) = state.index.at_segment(*hash, number) {
+                    state.index.relocate(*hash, place, Place { segment: promoted, ..place });
+                }
             }
         }
-        state.segments.insert(promoted, Segment { queue: Queue::Main, ..segment });
+        let mut state = self.shared.lock();
+        state.segments.remove(&number);
+        if let Some(segment) = state.segments.get_mut(&promoted) {
+            segment.hashes = hashes;
+        }
         Ok(())
+    }
+
+    /// Lists a segment under its new number too, and returns its hashes.
+    fn list_promoted(&self, number: u32, promoted: u32) -> Option<Vec<u64>> {
+        let mut state = self.shared.lock();
+        let segment = state.segments.get_mut(&number)?;
+        let hashes = std::mem::take(&mut segment.hashes);
+        let (file, file_bytes) = (segment.file.clone(), segment.file_bytes);
+        state.segments.insert(promoted, Segment { queue: Queue::Main, file, file_bytes, hashes: Vec::new() });
+        Some(hashes)
     }
 
     /// Copies frames of segment `number` to the end of main, in order, `bytes_max` at most; returns the bytes.
@@ -224,12 +250,15 @@ impl Writer {
 
     /// Forgets what is still in a segment and removes it.
     fn drop_segment(&mut self, number: u32) {
-        {
+        let hashes = match self.shared.lock().segments.get_mut(&number) {
+            Some(segment) => std::mem::take(&mut segment.hashes),
+            None => return,
+        };
+        for some in hashes.chunks(HOLD_ENTRIES_MAX) {
             let mut guard = self.shared.lock();
             let state = &mut *guard;
-            let hashes = state.segments.get(&number).map_or(&[][..], |segment| &segment.hashes);
-            for hash in hashes {
-                if state.index.was_hit(*hash, number).is_some() {
+            for hash in some {
+                if state.index.at_segment(*hash, number).is_some() {
                     state.index.remove(*hash);
                     state.evicted += 1;
                 }

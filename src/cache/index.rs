@@ -78,8 +78,8 @@ impl Index {
         Some(slot.place)
     }
 
-    /// Whether the entry has been read, if it is still at `place`.
-    pub(super) fn was_hit(&self, hash: u64, segment: u32) -> Option<(Place, bool)> {
+    /// The place of an entry that is in `segment`, and whether it has been read there.
+    pub(super) fn at_segment(&self, hash: u64, segment: u32) -> Option<(Place, bool)> {
         let slot = self.shards[(hash >> 48) as usize % SHARDS].0.get(&hash)?;
         (slot.place.segment == segment).then_some((slot.place, slot.hit))
     }

@@ -33,7 +33,7 @@
 //! # Concurrency
 //! One thread owns the files ([`writer`]). Readers take one lock for a look-up, then read without it and verify what they got, key
 //! and checksum: should it not be the frame, they look again, and forget it if it has not moved. The lock is never held over a
-//! call to the disk; the longest that it is held is to forget a segment's entries (4096).
+//! call to the disk, nor for more than some hundred entries at a time.
 //!
 //! # Errors and retries
 //! No caller ever sees one. What cannot be read is a miss; what cannot be written is dropped. After a failed write the next writes are

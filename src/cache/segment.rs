@@ -14,16 +14,20 @@ use crate::format::envelope::crc32c;
 /// Bytes of the trailer.
 const TRAILER_BYTES: usize = 16;
 const TRAILER_MAGIC: &[u8; 4] = b"sft1";
-/// Largest segment: what one eviction gives up is small beside any disk, and offsets fit u32 with room.
-pub(super) const SEGMENT_BYTES_MAX: u64 = 64 << 20;
-/// Smallest segment: a block of the file system.
-pub(super) const SEGMENT_BYTES_MIN: u64 = 4 << 10;
-/// Segments per cache that sizes above the lower clamp lead to; a segment is what an eviction gives up.
+/// Segments of a cache of usual size; a segment is what an eviction gives up.
 const SEGMENTS: u64 = 64;
-/// Below 64 segments of this size, smaller caches have fewer segments first and smaller ones then.
+/// Smallest segment of a cache of usual size; smaller caches have fewer first, and smaller ones then.
 const SEGMENT_BYTES_USUAL_MIN: u64 = 4 << 20;
+/// Largest segment of a cache of usual size; larger caches have more first, and larger ones then.
+const SEGMENT_BYTES_USUAL_MAX: u64 = 64 << 20;
 /// Fewest segments: probation and main have one open each, one is spare, and the rest has an order.
 const SEGMENTS_MIN: u64 = 16;
+/// Most segments of a cache up to 1 TiB. Each is an open file, and the limit of a process is 1024 unless somebody raised it.
+const SEGMENTS_MAX: u64 = 512;
+/// Largest segment, so that offsets fit u32 with room.
+pub(super) const SEGMENT_BYTES_MAX: u64 = 2 << 30;
+/// Smallest segment: a block of the file system.
+pub(super) const SEGMENT_BYTES_MIN: u64 = 4 << 10;
 /// A cache holds no more entries than if they were of this size on average, so its memory is a fixed share of its disk. Frames
 /// are some 64 KiB of plaintext: this counts only where they compress to less than a quarter, and there the cache still
 /// holds four times its size in plaintext.
@@ -35,8 +39,9 @@ const NUMBER_FOUND_MAX: u32 = 1 << 31;
 
 /// Length of new segments in a cache of `bytes_max`; `None` where that is too small to be a cache.
 pub(super) fn segment_bytes(bytes_max: u64) -> Option<u64> {
-    let bytes = (bytes_max / SEGMENTS).clamp(SEGMENT_BYTES_USUAL_MIN, SEGMENT_BYTES_MAX);
-    let bytes = bytes.min(bytes_max / SEGMENTS_MIN) / SEGMENT_BYTES_MIN * SEGMENT_BYTES_MIN;
+    let usual = (bytes_max / SEGMENTS).clamp(SEGMENT_BYTES_USUAL_MIN, SEGMENT_BYTES_USUAL_MAX);
+    let fewest = (bytes_max / SEGMENTS_MAX).min(SEGMENT_BYTES_MAX);
+    let bytes = usual.max(fewest).min(bytes_max / SEGMENTS_MIN) / SEGMENT_BYTES_MIN * SEGMENT_BYTES_MIN;
     (bytes > 0).then_some(bytes)
 }
 
@@ -193,22 +198,23 @@ impl Contents {
 
 /// Finds the entries of a file of `file_bytes` (at most [`SEGMENT_BYTES_MAX`]) by its table, or else by their headers. Payloads are
 /// not read.
-pub(super) fn scan(file: &dyn DiskFile, file_bytes: u64) -> Contents {
+///
+/// # Errors
+/// Nothing in the file could be read. An error further on ends the walk as a bad header does.
+pub(super) fn scan(file: &dyn DiskFile, file_bytes: u64) -> io::Result<Contents> {
     if let Some(contents) = load_table(file, file_bytes) {
-        return contents;
+        return Ok(contents);
     }
     let mut contents = Contents::default();
     let mut head = [0; HEADER_BYTES];
     while contents.entries.len() < entries_max(file_bytes) {
-        // Read errors end the walk as bad headers do: a cache may forget.
-        if !matches!(file.read_at(&mut head, contents.used_bytes), Ok(HEADER_BYTES)) {
-            break;
-        }
-        if !contents.push(&head, file_bytes) {
-            break;
+        match file.read_at(&mut head, contents.used_bytes) {
+            Ok(HEADER_BYTES) if contents.push(&head, file_bytes) => {}
+            Err(error) if contents.entries.is_empty() => return Err(error),
+            _ => break,
         }
     }
-    contents
+    Ok(contents)
 }
 
 fn load_table(file: &dyn DiskFile, file_bytes: u64) -> Option<Contents> {
@@ -246,8 +252,9 @@ mod tests {
         assert_eq!(segment_bytes(64 << 10), Some(4 << 10));
         assert_eq!(segment_bytes(64 << 20), Some(4 << 20));
         assert_eq!(segment_bytes(1 << 30), Some(16 << 20));
-        assert_eq!(segment_bytes(1 << 40), Some(64 << 20));
-        assert_eq!(segment_bytes(u64::MAX), Some(64 << 20));
+        assert_eq!(segment_bytes(32 << 30), Some(64 << 20));
+        assert_eq!(segment_bytes(1 << 40), Some(2 << 30));
+        assert_eq!(segment_bytes(u64::MAX), Some(2 << 30));
     }
 
     #[test]
@@ -255,7 +262,9 @@ mod tests {
         for queue in [Queue::Probation, Queue::Main] {
             assert_eq!(parse_name(&name(queue, 0x2a)), Some((queue, 0x2a)));
         }
-        for strange in ["main-2a", "main-0000002A", "main-ffffffff", "main-+000002a", "other-0000002a", "main", ""] {
+        for strange in
+            ["main-2a", "main-0000002A", "main-ffffffff", "main-+000002a", "other-0000002a", "main", ""]
+        {
             assert_eq!(parse_name(strange), None, "{strange}");
         }
     }

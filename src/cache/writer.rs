@@ -46,6 +46,8 @@ pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     /// Whether the folder has been read.
     pub(super) loaded: bool,
+    /// How often it was read in vain.
+    pub(super) loads_failed: u32,
     pub(super) probation: Option<Tail>,
     pub(super) main: Option<Tail>,
     /// Number of the next segment.
@@ -62,6 +64,7 @@ impl Writer {
             disk,
             shared,
             loaded: false,
+            loads_failed: 0,
             probation: None,
             main: None,
             number_next: 0,
@@ -78,8 +81,7 @@ impl Writer {
             {
                 let mut state = self.shared.lock();
                 while !state.has_queued() && !state.limit_changed && !state.closed {
-                    state =
-                        self.shared.work.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+                    state = self.shared.work.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
                 }
                 if state.closed && !state.has_queued() {
                     return;
@@ -100,6 +102,11 @@ impl Writer {
             }
             let next = self.shared.lock().next_queued();
             let Some((key, bytes, ticket)) = next else { return };
+            // Queued before the folder was read, and in it.
+            if self.shared.lock().index.contains(key.hash64()) {
+                self.shared.lock().dequeue(&key, ticket);
+                continue;
+            }
             let stored = self.attempt(|writer| writer.store(key, &bytes)).flatten();
             let mut state = self.shared.lock();
             if !state.dequeue(&key, ticket) {
@@ -208,10 +215,8 @@ impl Writer {
         })?;
         // Allocated ahead: a full disk shows here and not in the middle, and with ext4 the log's fdatasync does not have to
         // wait for our data (it writes out what newly allocated blocks hold, in data=ordered mode).
-        let file = self
-            .disk
-            .create(&name, segment_bytes)
-            .map_err(|error| Failure::new("create", name, error))?;
+        let file =
+            self.disk.create(&name, segment_bytes).map_err(|error| Failure::new("create", name, error))?;
         *self.tail(queue) = Some(Tail::new(number, Arc::clone(&file), segment_bytes));
         let mut state = self.shared.lock();
         state.file_bytes += segment_bytes;
