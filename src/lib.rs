@@ -2,6 +2,7 @@
 //!
 //! `docs/architecture.md` says how the parts fit; `docs/format.md` describes every stored byte.
 
+pub mod cache;
 pub mod cli;
 pub mod format;
 pub mod map;
