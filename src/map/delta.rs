@@ -87,7 +87,8 @@ impl Delta {
             self.lay(*run, Target::Lost, epoch);
         }
         for (number, frame) in (0..).zip(&new.index.frames) {
-            let (FrameKind::Data(runs), Some(place)) = (&frame.kind, new.index.place(new.object, number)) else {
+            let (FrameKind::Data(runs), Some(place)) = (&frame.kind, new.index.place(new.object, number))
+            else {
                 continue;
             };
             let target = Target::Frame(Arc::new(place), 0);

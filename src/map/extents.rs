@@ -69,7 +69,11 @@ impl ExtentMap {
 
     /// All extents, ascending.
     pub fn iter(&self) -> impl Iterator<Item = Extent> + '_ {
-        self.extents.iter().map(|(&block, (count, target))| Extent { block, count: *count, target: target.clone() })
+        self.extents.iter().map(|(&block, (count, target))| Extent {
+            block,
+            count: *count,
+            target: target.clone(),
+        })
     }
 
     /// Splits `runs` into what this map knows, appended to `found`, and what it does not, which is returned.

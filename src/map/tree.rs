@@ -47,7 +47,13 @@ pub trait PageSink: Send {
     /// Why a page cannot be written.
     type Error: Send;
     /// Writes a page; durable once the manifest that names it is published.
-    async fn write(&mut self, map: MapKind, level: u8, first_key: u64, page: &Page) -> Result<FrameRef, Self::Error>;
+    async fn write(
+        &mut self,
+        map: MapKind,
+        level: u8,
+        first_key: u64,
+        page: &Page,
+    ) -> Result<FrameRef, Self::Error>;
     /// The page in this frame is not part of the new tree.
     fn page_replaced(&mut self, page: &FrameRef);
     /// These blocks of a frame are not named by the new tree.
@@ -122,7 +128,10 @@ fn children_within(at: &PageAt, page: &Page, first: u64, last: u64) -> Vec<PageA
 }
 
 async fn load_all<P: Pages>(pages: &P, row: &[PageAt]) -> Result<Vec<Arc<Page>>, P::Error> {
-    futures::stream::iter(row.iter().map(|at| pages.load(*at))).buffered(PAGE_LOADS_MAX).try_collect().await
+    futures::stream::iter(row.iter().copied().map(|at| pages.load(at)))
+        .buffered(PAGE_LOADS_MAX)
+        .try_collect()
+        .await
 }
 
 /// The extents of the block map that touch `run`, clipped to it, ascending; what is in none was never written.
@@ -237,7 +246,9 @@ impl<P: Pages, S: PageSink, C: Changes> Rewriter<'_, P, S, C> {
                 (_, Some(Page::Inner(children))) => {
                     children.iter().map(|(slot, frame)| (*slot, Old::Stored(*frame))).collect()
                 }
-                (Some(Old::Raised(root)), _) if root.level + 1 == level => vec![(0, Old::Stored(root.page()))],
+                (Some(Old::Raised(root)), _) if root.level + 1 == level => {
+                    vec![(0, Old::Stored(root.page()))]
+                }
                 (Some(Old::Raised(root)), _) => vec![(0, Old::Raised(*root))],
                 _ => Vec::new(),
             };
@@ -291,7 +302,7 @@ impl<P: Pages, S: PageSink, C: Changes> Rewriter<'_, P, S, C> {
         if touched.len() < 2 {
             return Ok(());
         }
-        futures::stream::iter(touched.iter().map(|at| self.pages.load(*at)))
+        futures::stream::iter(touched.into_iter().map(|at| self.pages.load(at)))
             .buffer_unordered(PAGE_LOADS_MAX)
             .try_for_each(|_| async { Ok(()) })
             .await

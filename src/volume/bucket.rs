@@ -168,7 +168,9 @@ impl Bucket {
         match get_whole(&*self.store, &name).await? {
             Some(bytes) if digest(&bytes) == parent.digest => Ok(()),
             Some(_) => Err(VolumeError::damaged(&name, SealError::Broken)),
-            None => Err(VolumeError::NoManifest { detail: format!("{name}, the newest one's parent, is missing") }),
+            None => Err(VolumeError::NoManifest {
+                detail: format!("{name}, the newest one's parent, is missing"),
+            }),
         }
     }
 
@@ -197,7 +199,10 @@ impl Bucket {
     }
 
     /// Names of all claims above `after`, oldest first.
-    pub async fn list_claims(&self, after: Option<Generation>) -> Result<Vec<(Generation, u64)>, VolumeError> {
+    pub async fn list_claims(
+        &self,
+        after: Option<Generation>,
+    ) -> Result<Vec<(Generation, u64)>, VolumeError> {
         let start = after.map(names::after_claims);
         let listed = self.store.list(names::CLAIMS, start.as_deref(), None).await?;
         Ok(listed.iter().filter_map(|line| names::parse_claim(&line.key)).collect())
@@ -221,7 +226,7 @@ impl Bucket {
     }
 
     /// Reads the index of an object of this volume that a manifest lists: one suffix read.
-    pub async fn load_index(&self, listed: &ListedObject) -> Result<NewObject, VolumeError> {
+    pub async fn load_index(&self, listed: ListedObject) -> Result<NewObject, VolumeError> {
         let name = names::object(listed.generation, listed.sequence);
         let length = u64::from(listed.index_bytes) + object::FOOTER_BYTES as u64;
         let reference = listed.place(self.header.volume);
@@ -238,20 +243,27 @@ impl Bucket {
             _ => return Err(VolumeError::damaged(&name, SealError::Broken)),
         }
         let index = self.open_index(reference, &tail.bytes, tail.object_bytes)?;
-        Ok(NewObject { listed: *listed, object: reference, index: Arc::new(index) })
+        Ok(NewObject { listed, object: reference, index: Arc::new(index) })
     }
 
     /// Opens the index in the last bytes of an object.
-    pub fn open_index(&self, reference: ObjectRef, tail: &[u8], object_bytes: u64) -> Result<Index, VolumeError> {
+    pub fn open_index(
+        &self,
+        reference: ObjectRef,
+        tail: &[u8],
+        object_bytes: u64,
+    ) -> Result<Index, VolumeError> {
         let name = names::object(reference.generation, reference.sequence);
-        let footer = object::Footer::decode(tail, object_bytes).map_err(|error| VolumeError::damaged(&name, error))?;
+        let footer =
+            object::Footer::decode(tail, object_bytes).map_err(|error| VolumeError::damaged(&name, error))?;
         let place = footer.index(reference);
         let sealed = tail
             .len()
             .checked_sub(object::FOOTER_BYTES + footer.index_bytes as usize)
             .map(|start| &tail[start..tail.len() - object::FOOTER_BYTES])
             .ok_or_else(|| VolumeError::frame(&place, FrameError::Short))?;
-        let key = self.keys.object(&reference).ok_or_else(|| VolumeError::frame(&place, FrameError::Owner))?;
+        let key =
+            self.keys.object(&reference).ok_or_else(|| VolumeError::frame(&place, FrameError::Owner))?;
         let plain = frame::open(&key.cipher(), &place, sealed)
             .map_err(|error| VolumeError::frame(&place, error.into()))?;
         let index = Index::decode(&plain, self.block_bytes())

@@ -70,9 +70,13 @@ pub struct Job {
 /// Writes the pages for a delta.
 pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
     let mut pages = PageWriter::new(core, job);
-    let blocks =
-        tree::rewrite::<_, _, _, VolumeError>(&core.frames, job.roots.blocks, &BlockChanges::new(&job.delta), &mut pages)
-            .await?;
+    let blocks = tree::rewrite::<_, _, _, VolumeError>(
+        &core.frames,
+        job.roots.blocks,
+        &BlockChanges::new(&job.delta),
+        &mut pages,
+    )
+    .await?;
     let mut changes = ObjectChanges { epoch: job.delta.epoch, ..ObjectChanges::default() };
     let news = job.delta.objects.iter().map(|(sequence, info)| (*sequence, ObjectChange::New(*info)));
     changes.changes.extend(news);
@@ -82,7 +86,8 @@ pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
     close_over(core, job, &mut changes).await?;
     let objects =
         tree::rewrite::<_, _, _, VolumeError>(&core.frames, job.roots.objects, &changes, &mut pages).await?;
-    let added = job.delta.extents.iter().filter(|extent| extent.target != Target::Hole).map(|extent| extent.count);
+    let added =
+        job.delta.extents.iter().filter(|extent| extent.target != Target::Hole).map(|extent| extent.count);
     let mapped_blocks = (job.mapped_blocks + added.sum::<u64>()).saturating_sub(pages.unmapped_blocks);
     Ok(Checkpoint {
         roots: Roots { epoch: job.delta.epoch, blocks, objects, snapshots: job.roots.snapshots },
@@ -186,7 +191,11 @@ impl PageSink for PageWriter<'_> {
         first_key: u64,
         page: &Page,
     ) -> Result<FrameRef, VolumeError> {
-        if self.builder.as_ref().is_some_and(|builder| builder.len() as u64 >= self.core.settings.object_bytes) {
+        if self
+            .builder
+            .as_ref()
+            .is_some_and(|builder| builder.len() as u64 >= self.core.settings.object_bytes)
+        {
             self.upload().await?;
         }
         let plain = page.encode().map_err(|error| VolumeError::damaged("page", error))?;

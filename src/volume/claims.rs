@@ -58,7 +58,14 @@ pub async fn claim(
     let mut generation = highest.max(Some(from.0)).unwrap_or_default().next();
     loop {
         let nonce = u64::from_le_bytes(random_bytes(&*env.random));
-        let claim = Claim { generation, nonce, from: Some(from), writer: writer(env), log, time_ms: env.clock.now_ms() };
+        let claim = Claim {
+            generation,
+            nonce,
+            from: Some(from),
+            writer: writer(env),
+            log,
+            time_ms: env.clock.now_ms(),
+        };
         let put = bucket.put_claim(&claim, random_bytes(&*env.random)).await?;
         let before = Generation(generation.0 - 1);
         let claims = bucket.list_claims(Some(before)).await?;

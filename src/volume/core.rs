@@ -6,16 +6,8 @@ use tokio::sync::{Notify, Semaphore, watch};
 use wal::Lsn;
 
 use super::{
-    bucket::Bucket,
-    env::Env,
-    error::VolumeError,
-    frames::Frames,
-    log::Log,
-    payload::PayloadMemory,
-    readahead::Streams,
-    settings::Settings,
-    state::State,
-    waiters::Waiters,
+    bucket::Bucket, env::Env, error::VolumeError, frames::Frames, log::Log, payload::PayloadMemory,
+    readahead::Streams, settings::Settings, state::State, waiters::Waiters,
 };
 use crate::format::ids::{Epoch, Generation};
 

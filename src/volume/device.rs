@@ -19,7 +19,7 @@ impl Device for Volume {
     fn info(&self) -> DeviceInfo {
         DeviceInfo {
             size_bytes: self.core().state().size_bytes,
-            preferred_block_bytes: self.core().bucket.block_bytes().max(4096).min(PREFERRED_BYTES),
+            preferred_block_bytes: self.core().bucket.block_bytes().clamp(4096, PREFERRED_BYTES),
             read_only: self.core().log.is_none(),
         }
     }
@@ -55,7 +55,12 @@ impl Device for Volume {
         core.fetch_ahead(offset..offset + length).await.map_err(answer)
     }
 
-    async fn extents(&self, offset: u64, length: u64, count_max: usize) -> Result<Vec<DeviceExtent>, DeviceError> {
+    async fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        count_max: usize,
+    ) -> Result<Vec<DeviceExtent>, DeviceError> {
         let core = self.core();
         core.check().map_err(answer)?;
         // Enough for any reply, and few enough pages that the answer comes soon; a client asks on from there.
@@ -65,9 +70,10 @@ impl Device for Volume {
         for segment in segments {
             let hole = matches!(segment.source, Source::Zero);
             let length = segment.range.end - segment.range.start;
+            let full = extents.len() == count_max;
             match extents.last_mut() {
                 Some(last) if last.hole == hole => last.length += length,
-                _ if extents.len() == count_max => break,
+                _ if full => break,
                 _ => extents.push(DeviceExtent { length, hole }),
             }
         }

@@ -53,7 +53,9 @@ pub enum VolumeError {
         slots: usize,
     },
     /// It needs a secret.
-    #[error("this volume is protected by a password: give it with --password-file, --password-command or S3BD_PASSWORD")]
+    #[error(
+        "this volume is protected by a password: give it with --password-file, --password-command or S3BD_PASSWORD"
+    )]
     SecretNeeded,
     /// It needs none.
     #[error("this volume has no password: open it with --no-password")]

@@ -16,7 +16,7 @@ use quick_cache::{Weighter, sync::Cache};
 
 use super::{
     bucket::Bucket,
-    env::{Env, Threads},
+    env::Env,
     error::{FrameError, VolumeError},
     object::BuiltObject,
 };
@@ -76,7 +76,7 @@ pub struct Frames {
     plain: Cache<FrameKey, Bytes, ByLength>,
     pages: Cache<FrameKey, Arc<Page>, BySize>,
     ciphers: Cache<ObjectRef, Arc<Cipher>>,
-    disk: Arc<FrameCache>,
+    disk: Option<Arc<FrameCache>>,
 }
 
 fn key(frame: &FrameRef) -> FrameKey {
@@ -86,7 +86,7 @@ fn key(frame: &FrameRef) -> FrameKey {
 impl Frames {
     /// With `memory_bytes_max` bytes for unpacked frames and pages, and a cache on disk.
     #[must_use]
-    pub fn new(bucket: Bucket, env: Env, memory_bytes_max: u64, disk: FrameCache) -> Self {
+    pub fn new(bucket: Bucket, env: Env, memory_bytes_max: u64, disk: Option<FrameCache>) -> Self {
         // Pages lead to everything else and are small: a quarter is ample, and keeps a scan from evicting them.
         let page_bytes_max = memory_bytes_max / 4;
         let plain_bytes_max = memory_bytes_max - page_bytes_max;
@@ -96,22 +96,30 @@ impl Frames {
             plain: Cache::with_weighter((plain_bytes_max >> 16).max(64) as usize, plain_bytes_max, ByLength),
             pages: Cache::with_weighter((page_bytes_max >> 12).max(64) as usize, page_bytes_max, BySize),
             ciphers: Cache::new(CIPHERS_MAX),
-            disk: Arc::new(disk),
+            disk: disk.map(Arc::new),
         }
     }
 
-    /// The cache on disk.
+    /// The cache on disk, where there is one.
     #[must_use]
-    pub fn disk(&self) -> &FrameCache {
-        &self.disk
+    pub fn disk(&self) -> Option<&FrameCache> {
+        self.disk.as_deref()
+    }
+
+    /// Writes out what the cache on disk has queued. Blocks.
+    pub fn close(&self) {
+        if let Some(disk) = &self.disk {
+            disk.close();
+        }
     }
 
     /// Puts what was just uploaded into the cache on disk.
     pub fn keep(&self, built: &BuiltObject) {
+        let Some(disk) = &self.disk else { return };
         for number in 0..built.new.index.frames.len() as u32 {
             let Some(place) = built.new.index.place(built.new.object, number) else { continue };
             let start = place.offset as usize;
-            self.disk.insert(key(&place), built.bytes.slice(start..start + place.stored_bytes as usize));
+            disk.insert(key(&place), built.bytes.slice(start..start + place.stored_bytes as usize));
         }
     }
 
@@ -125,13 +133,16 @@ impl Frames {
     #[must_use]
     pub fn is_near(&self, frame: &FrameRef) -> bool {
         let key = key(frame);
-        self.plain.contains_key(&key) || self.disk.contains(&key)
+        self.plain.contains_key(&key) || self.disk.as_ref().is_some_and(|disk| disk.contains(&key))
     }
 
     /// The plaintexts of `frames`, which are ascending by object and number, without repeats. Neighbours that have to
     /// be fetched are fetched together, groups at once.
     pub async fn load(&self, frames: &[FrameRef]) -> Vec<Result<Bytes, VolumeError>> {
-        let groups = frames.chunk_by(joins()).map(|group| self.load_group(group));
+        let mut groups = Vec::new();
+        for group in frames.chunk_by(joins()) {
+            groups.push(self.load_group(group));
+        }
         futures::future::join_all(groups).await.into_iter().flatten().collect()
     }
 
@@ -141,7 +152,7 @@ impl Frames {
         for (at, frame) in group.iter().enumerate() {
             results.push(match self.plain.get_value_or_guard_async(&key(frame)).await {
                 Ok(plain) => Some(Ok(plain)),
-                Err(guard) => match self.from_disk(frame).await {
+                Err(guard) => match self.load_cached(frame).await {
                     Some(plain) => {
                         let _ = guard.insert(plain.clone());
                         Some(Ok(plain))
@@ -164,21 +175,21 @@ impl Frames {
     }
 
     /// From the cache on disk, verified.
-    async fn from_disk(&self, frame: &FrameRef) -> Option<Bytes> {
+    async fn load_cached(&self, frame: &FrameRef) -> Option<Bytes> {
+        let disk = self.disk.as_ref()?;
         let key = key(frame);
-        let stored = match self.disk.get_nowait(&key) {
+        let stored = match disk.get_nowait(&key) {
             Lookup::Hit(stored) => stored,
             Lookup::Miss => return None,
-            Lookup::WouldWait if self.env.threads == Threads::Inline => self.disk.get(&key)?,
             Lookup::WouldWait => {
-                let disk = Arc::clone(&self.disk);
+                let disk = Arc::clone(disk);
                 self.env.compute(move || disk.get(&key)).await?
             }
         };
         match self.open(frame, &stored) {
             Ok(plain) => Some(plain),
             Err(_) => {
-                self.disk.forget(&key);
+                disk.forget(&key);
                 None
             }
         }
@@ -197,7 +208,9 @@ impl Frames {
             });
             results.push(match opened {
                 Ok(plain) => Ok(plain),
-                Err(VolumeError::Store(error)) if error.kind != ErrorKind::Short => Err(VolumeError::Store(error)),
+                Err(VolumeError::Store(error)) if error.kind != ErrorKind::Short => {
+                    Err(VolumeError::Store(error))
+                }
                 Err(_) => self.fetch_alone(frame).await,
             });
         }
@@ -240,7 +253,9 @@ impl Frames {
     /// Opens bytes from the store, and keeps them if they are whole.
     fn accept(&self, frame: &FrameRef, stored: Bytes) -> Result<Bytes, VolumeError> {
         let plain = self.open(frame, &stored)?;
-        self.disk.insert(key(frame), stored);
+        if let Some(disk) = &self.disk {
+            disk.insert(key(frame), stored);
+        }
         Ok(plain)
     }
 
@@ -249,17 +264,19 @@ impl Frames {
             Some(cipher) => cipher,
             None => {
                 let key = self.bucket.keys.object(&frame.object);
-                let cipher = Arc::new(key.ok_or_else(|| VolumeError::frame(frame, FrameError::Owner))?.cipher());
+                let cipher =
+                    Arc::new(key.ok_or_else(|| VolumeError::frame(frame, FrameError::Owner))?.cipher());
                 self.ciphers.insert(frame.object, Arc::clone(&cipher));
                 cipher
             }
         };
-        let plain = frame::open(&cipher, frame, stored).map_err(|error| VolumeError::frame(frame, error.into()))?;
+        let plain =
+            frame::open(&cipher, frame, stored).map_err(|error| VolumeError::frame(frame, error.into()))?;
         Ok(plain.into())
     }
 
     async fn load_page(&self, at: PageAt) -> Result<Arc<Page>, VolumeError> {
-        let plain = match self.from_disk(&at.frame).await {
+        let plain = match self.load_cached(&at.frame).await {
             Some(plain) => plain,
             None => self.fetch_alone(&at.frame).await?,
         };

@@ -80,15 +80,21 @@ pub async fn init(env: &Env, new: &NewVolume<'_>) -> Result<Bucket, VolumeError>
 fn check(new: &NewVolume<'_>) -> Result<(), VolumeError> {
     let block = new.block_bytes;
     if !block.is_power_of_two() || !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&block) {
-        let text = format!("a block of {block} bytes cannot be: it is a power of two from 512 bytes to 16 MiB");
+        let text =
+            format!("a block of {block} bytes cannot be: it is a power of two from 512 bytes to 16 MiB");
         return Err(VolumeError::Invalid(text));
     }
-    if new.size_bytes == 0 || new.size_bytes % u64::from(block) != 0 {
-        let text = format!("a volume of {} bytes cannot be: its size is a multiple of {block} bytes", new.size_bytes);
+    if new.size_bytes == 0 || !new.size_bytes.is_multiple_of(u64::from(block)) {
+        let text = format!(
+            "a volume of {} bytes cannot be: its size is a multiple of {block} bytes",
+            new.size_bytes
+        );
         return Err(VolumeError::Invalid(text));
     }
     if new.size_bytes > i64::MAX as u64 {
-        return Err(VolumeError::Invalid("a volume is smaller than 8 EiB: no client can address more".to_owned()));
+        return Err(VolumeError::Invalid(
+            "a volume is smaller than 8 EiB: no client can address more".to_owned(),
+        ));
     }
     Ok(())
 }

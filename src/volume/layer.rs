@@ -106,7 +106,11 @@ impl Layer {
 
     /// All pieces, ascending.
     pub fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
-        self.pieces.iter().map(|(&start, (end, content))| Piece { start, end: *end, content: content.clone() })
+        self.pieces.iter().map(|(&start, (end, content))| Piece {
+            start,
+            end: *end,
+            content: content.clone(),
+        })
     }
 
     /// Splits `ranges` into what this layer holds, appended to `found`, and what it does not, which is returned.

@@ -34,7 +34,8 @@ pub fn load<T: DeserializeOwned>(
         Ok(bytes)
     };
     let bytes = read().map_err(VolumeError::local(name))?;
-    let plain = small::open(keys, content, name, &bytes).map_err(|error| VolumeError::damaged(name, error))?;
+    let plain =
+        small::open(keys, content, name, &bytes).map_err(|error| VolumeError::damaged(name, error))?;
     codec::decode(content.name(), &plain).map(Some).map_err(|error| VolumeError::damaged(name, error))
 }
 

@@ -35,10 +35,8 @@ impl Opener {
         let seal = seals.entry(record.tag).or_insert_with(|| Arc::new(LogSeal::new(&self.keys, &record.tag)));
         let seal = Arc::clone(seal);
         drop(seals);
-        let plain = seal.open(record.lsn.0, record.kind, &record.payload).map_err(|_| VolumeError::LogRecord {
-            lsn: record.lsn,
-            kind: record.kind,
-            detail: "its seal does not open",
+        let plain = seal.open(record.lsn.0, record.kind, &record.payload).map_err(|_| {
+            VolumeError::LogRecord { lsn: record.lsn, kind: record.kind, detail: "its seal does not open" }
         })?;
         Ok(plain.into())
     }
@@ -74,7 +72,13 @@ struct Waits {
 impl Log {
     /// Starts writing. `tag` is the salt that the log was opened with.
     #[must_use]
-    pub fn start(log: wal::Log, tag: &[u8; 32], keys: Arc<Keys>, payloads: Arc<PayloadMemory>, settings: &Settings) -> Self {
+    pub fn start(
+        log: wal::Log,
+        tag: &[u8; 32],
+        keys: Arc<Keys>,
+        payloads: Arc<PayloadMemory>,
+        settings: &Settings,
+    ) -> Self {
         let waits = Arc::new(Waits::default());
         let seal = SealRecords(LogSeal::new(&keys, tag));
         let on_progress = {

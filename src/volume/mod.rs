@@ -88,7 +88,7 @@ impl Volume {
     pub async fn close(&self) -> Result<(), VolumeError> {
         let mut publisher = self.publisher.lock().await;
         let Some(task) = publisher.as_mut() else {
-            self.core.frames.disk().close();
+            self.core.frames.close();
             self.release();
             return self.core.check();
         };
@@ -104,7 +104,7 @@ impl Volume {
         self.core.fail_quietly(VolumeError::Closed);
         let log = Arc::clone(self.core.log()?);
         let closed = self.core.env.compute(move || log.close()).await;
-        self.core.frames.disk().close();
+        self.core.frames.close();
         self.release();
         result.and(closed)
     }

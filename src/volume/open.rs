@@ -144,7 +144,7 @@ pub async fn open(
         fault: None,
     };
     let cache = open_cache(&env, &local, &settings);
-    let frames = Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, cache);
+    let frames = Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, Some(cache));
     let log = Log::start(log, &tag, Arc::clone(&bucket.keys), Arc::clone(&payloads), &settings);
     let core = Core::new(env, bucket, settings, frames, Some(Arc::new(log)), payloads, state);
     let core = Arc::new(core);
@@ -178,10 +178,7 @@ pub async fn open_read_only(env: Env, bucket: Bucket, settings: Settings) -> Res
         size_bytes: newest.manifest.size_bytes,
         fault: None,
     };
-    let cache = match &local {
-        Some(local) => open_cache(&env, local, &settings),
-        None => FrameCache::none(),
-    };
+    let cache = local.as_ref().map(|local| open_cache(&env, local, &settings));
     let frames = Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, cache);
     let payloads = Arc::new(PayloadMemory::new(0));
     let core = Core::new(env, bucket, settings, frames, None, payloads, state);
@@ -382,7 +379,7 @@ fn take_log(
 /// Loads what the manifest lists on top of its roots.
 pub async fn load_delta(bucket: &Bucket, manifest: &Manifest) -> Result<Delta, VolumeError> {
     let mut delta = Delta::new(bucket.block_bytes(), manifest.roots.epoch);
-    let loads = manifest.objects.iter().map(|listed| bucket.load_index(listed));
+    let loads = manifest.objects.iter().copied().map(|listed| bucket.load_index(listed));
     let objects: Vec<_> = futures::stream::iter(loads).buffered(INDEX_LOADS_MAX).try_collect().await?;
     objects.iter().for_each(|new| delta.apply(new));
     delta.snapshots = manifest.snapshots.clone();

@@ -39,8 +39,10 @@ pub fn plan(layer: &Layer, block_bytes: u64, object_bytes: u64) -> CutPlan {
     let frame_blocks = (FRAME_BYTES / block_bytes).max(1);
     let frames_max = (object_bytes / (frame_blocks * block_bytes)).max(1) as usize;
     let frames = frames(&data, frame_blocks);
-    let mut objects: Vec<ObjectPlan> =
-        frames.chunks(frames_max).map(|frames| ObjectPlan { frames: frames.to_vec(), holes: Vec::new() }).collect();
+    let mut objects: Vec<ObjectPlan> = frames
+        .chunks(frames_max)
+        .map(|frames| ObjectPlan { frames: frames.to_vec(), holes: Vec::new() })
+        .collect();
     if objects.is_empty() {
         objects.push(ObjectPlan::default());
     }

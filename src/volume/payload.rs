@@ -97,7 +97,9 @@ impl PayloadMemory {
         while let Some(oldest) = queue.front() {
             match oldest.upgrade() {
                 None => {}
-                Some(payload) if self.used_bytes() > self.bytes_max && payload.end <= appended => payload.release(),
+                Some(payload) if self.used_bytes() > self.bytes_max && payload.end <= appended => {
+                    payload.release()
+                }
                 Some(_) => break,
             }
             queue.pop_front();

@@ -92,7 +92,7 @@ pub struct Publisher {
 
 enum Event {
     Uploaded(Result<Vec<NewObject>, VolumeError>),
-    Checkpointed(Result<Checkpoint, VolumeError>),
+    Checkpointed(Box<Result<Checkpoint, VolumeError>>),
     Look,
 }
 
@@ -155,10 +155,7 @@ impl Publisher {
                 self.close_cut()?;
             }
             if *self.closing.borrow() && self.cuts.is_empty() && self.checkpoint.is_none() {
-                let state = self.core.state();
-                let is_checkpointed = state.delta.extents.is_empty() && state.checkpointing.is_none();
-                drop(state);
-                if is_checkpointed {
+                if self.is_checkpointed() {
                     return self.publish_closed().await;
                 }
                 self.start_checkpoint();
@@ -169,11 +166,18 @@ impl Publisher {
                     self.publish(cut, objects?).await?;
                     self.start_checkpoint_if_due();
                 }
-                Event::Checkpointed(Ok(checkpoint)) => self.checkpointed = Some(checkpoint),
-                Event::Checkpointed(Err(error)) => self.checkpoint_failed(error)?,
+                Event::Checkpointed(done) => match *done {
+                    Ok(checkpoint) => self.checkpointed = Some(checkpoint),
+                    Err(error) => self.checkpoint_failed(error)?,
+                },
                 Event::Look => {}
             }
         }
+    }
+
+    fn is_checkpointed(&self) -> bool {
+        let state = self.core.state();
+        state.delta.extents.is_empty() && state.checkpointing.is_none()
     }
 
     async fn next_event(&mut self) -> Event {
@@ -203,7 +207,7 @@ impl Publisher {
             objects = uploaded => Event::Uploaded(objects),
             done = checkpointed => {
                 self.checkpoint = None;
-                Event::Checkpointed(done)
+                Event::Checkpointed(Box::new(done))
             }
             () = core.cut_wanted.notified() => Event::Look,
             changed = closing.changed(), if !closing_now => {
@@ -284,7 +288,11 @@ impl Publisher {
         let block_bytes = u64::from(self.core.bucket.block_bytes());
         let plan = pack::plan(layer, block_bytes, self.core.settings.object_bytes);
         let first = self.sequences.fetch_add(plan.objects.len() as u64, Ordering::Relaxed);
-        (first..).map(Sequence).zip(plan.objects).map(|(sequence, plan)| (self.object(sequence), plan)).collect()
+        (first..)
+            .map(Sequence)
+            .zip(plan.objects)
+            .map(|(sequence, plan)| (self.object(sequence), plan))
+            .collect()
     }
 
     fn object(&self, sequence: Sequence) -> ObjectRef {
@@ -307,6 +315,12 @@ impl Publisher {
         let news: Vec<NewObject> = pages.chain(objects).collect();
         let manifest = self.manifest(&cut, &news, checkpoint.as_ref());
         self.put(manifest).await?;
+        self.apply(&cut, &news, checkpoint);
+        self.settle(cut.lsn).await
+    }
+
+    /// The state is that of the manifest just published.
+    fn apply(&self, cut: &Cut, news: &[NewObject], checkpoint: Option<Checkpoint>) {
         let mut state = self.core.state_mut();
         if let Some(checkpoint) = checkpoint {
             state.roots = checkpoint.roots;
@@ -317,8 +331,6 @@ impl Publisher {
         if cut.layered {
             state.frozen.pop_front();
         }
-        drop(state);
-        self.settle(cut.lsn).await
     }
 
     /// The manifest for a cut, from the newest one.
@@ -335,7 +347,8 @@ impl Publisher {
         if cut.layered {
             manifest.data_cut = Some((self.tenure.generation, cut.epoch));
         }
-        let waiting = state.frozen.iter().skip(usize::from(cut.layered)).map(|frozen| frozen.layer.data_bytes());
+        let waiting =
+            state.frozen.iter().skip(usize::from(cut.layered)).map(|frozen| frozen.layer.data_bytes());
         manifest.unpublished_bytes = waiting.sum::<u64>() + state.active.data_bytes();
         let older = state.checkpointing.iter().flat_map(|delta| &delta.listed);
         manifest.objects = match checkpoint {
@@ -358,7 +371,8 @@ impl Publisher {
 
     /// Puts a manifest and checks the claims: on `Ok` it is published.
     async fn put(&mut self, manifest: Manifest) -> Result<(), VolumeError> {
-        let published = self.core.bucket.put_manifest(&manifest, random_bytes(&*self.core.env.random)).await?;
+        let published =
+            self.core.bucket.put_manifest(&manifest, random_bytes(&*self.core.env.random)).await?;
         claims::check(&self.core.bucket, self.tenure).await?;
         self.position = manifest.log;
         self.kept.push_back((manifest.generation, manifest.epoch));
@@ -491,10 +505,10 @@ async fn upload_cut(
     plans: Vec<(ObjectRef, ObjectPlan)>,
 ) -> Result<Vec<NewObject>, VolumeError> {
     let parts = plans.len() as u32;
-    let uploads = (0..).zip(plans).map(|(part, (object, plan))| {
-        let facts = CutFacts { part, parts, ..facts };
-        upload_object(Arc::clone(&core), facts, object, plan)
-    });
+    let mut uploads = Vec::with_capacity(plans.len());
+    for (part, (object, plan)) in (0..).zip(plans) {
+        uploads.push(upload_object(Arc::clone(&core), CutFacts { part, parts, ..facts }, object, plan));
+    }
     futures::stream::iter(uploads).buffered(core.settings.uploads_max).try_collect().await
 }
 

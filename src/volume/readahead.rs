@@ -83,7 +83,8 @@ impl Core {
                 })
                 .collect();
             super::read::sort_frames(&mut frames);
-            let absent: Vec<FrameRef> = frames.into_iter().filter(|frame| !self.frames.is_near(frame)).collect();
+            let absent: Vec<FrameRef> =
+                frames.into_iter().filter(|frame| !self.frames.is_near(frame)).collect();
             for plain in self.frames.load(&absent).await {
                 plain?;
             }
