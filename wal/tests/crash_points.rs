@@ -3,7 +3,11 @@
 mod support;
 
 use support::{Model, SEGMENT_BYTES, inline, open_log, read_all};
-use wal::{Lsn, Writer, disk::sim::SimDisk, scan};
+use wal::{
+    Lsn, Writer,
+    disk::{Disk, sim::SimDisk},
+    scan,
+};
 
 /// Ways to lose what was not synced, for each point.
 const SEEDS: u64 = 12;
@@ -11,8 +15,14 @@ const SEEDS: u64 = 12;
 /// A tenure that begins segments, recycles them, syncs now and then, and closes; it stops where the disk dies.
 fn workload(writer: &Writer, model: &mut Model) {
     for step in 0..36_usize {
-        if model.append(writer, 100 + step * 211 % 1900).is_err() {
-            return;
+        let bytes = 100 + step * 211 % 1900;
+        if model.append(writer, bytes).is_err() {
+            // Full, or failed: then this does not help.
+            model.sync(writer);
+            model.trim(writer, 100);
+            if model.append(writer, bytes).is_err() {
+                return;
+            }
         }
         if step % 3 == 0 {
             model.sync(writer);

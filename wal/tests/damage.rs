@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::{Model, SEGMENT_BYTES, inline, open, open_log, put, read_all, segment_of};
+use support::{Model, SEGMENT_BYTES, inline, open, open_log, put, read_all, segment_of, segments};
 use wal::{
     Damage, ErrorKind, Lsn, RecordFault, WalError,
     disk::{Disk, sim::SimDisk},
@@ -60,7 +60,7 @@ fn place_end_before(places: &[wal::Appended], lsn: Lsn) -> Lsn {
 #[test]
 fn any_flipped_bit_of_a_segment_header_is_refused() {
     let (disk, _) = log_of_twelve(false);
-    for name in disk.list().unwrap() {
+    for name in segments(&disk) {
         for bit in 0..128 * 8 {
             let damaged = disk.snapshot();
             damaged.flip_bit(&name, bit / 8, (bit % 8) as u8);
@@ -152,7 +152,7 @@ fn damage_below_what_is_elsewhere_is_reported_and_skipped() {
 #[test]
 fn a_missing_segment_is_refused_unless_all_of_it_is_elsewhere() {
     let (disk, places) = log_of_twelve(true);
-    let names = disk.list().unwrap();
+    let names = segments(&disk);
     assert!(names.len() >= 4);
     for (index, name) in names.iter().enumerate() {
         let damaged = disk.snapshot();
@@ -184,7 +184,7 @@ fn a_truncated_segment_is_refused() {
 #[test]
 fn a_segment_under_anothers_name_is_refused() {
     let (disk, _) = log_of_twelve(true);
-    let names = disk.list().unwrap();
+    let names = segments(&disk);
     disk.rename(&names[1], &names[2]).unwrap();
     assert!(corruption(open(&disk, 2, Lsn(0))).lost);
 }
@@ -203,7 +203,7 @@ fn an_older_copy_of_a_segment_is_refused() {
     model.sync(&writer);
     drop(writer);
     // The first segment as it was, under the later ones.
-    let name = disk.list().unwrap().remove(0);
+    let name = segments(&disk).remove(0);
     let mut bytes = vec![0; SEGMENT_BYTES as usize];
     older.open(&name).unwrap().read_at(&mut bytes, 0).unwrap();
     disk.open(&name).unwrap().write_at(&bytes, 0).unwrap();

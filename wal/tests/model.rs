@@ -2,7 +2,7 @@
 
 mod support;
 
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::FileFailurePersistence};
 use support::Model;
 use wal::{AppendError, Writer, disk::sim::SimDisk};
 
@@ -126,7 +126,11 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 400,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("proptest-regressions/model.txt"))),
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn what_was_synced_is_there_and_what_is_there_is_a_prefix(steps in prop::collection::vec(step(), 1..120)) {

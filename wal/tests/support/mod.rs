@@ -44,10 +44,14 @@ pub(crate) fn read_all(scan: &Scan, from: Lsn) -> Vec<Record> {
     scan.records(from).map(|record| record.unwrap()).collect()
 }
 
+/// Names of the segment files, oldest first.
+pub(crate) fn segments(disk: &SimDisk) -> Vec<String> {
+    disk.list().unwrap().into_iter().filter(|name| name.ends_with(".wal")).collect()
+}
+
 /// The name of the segment file that holds this LSN.
 pub(crate) fn segment_of(disk: &SimDisk, lsn: Lsn) -> (String, u64) {
-    let names = disk.list().unwrap();
-    let firsts = names.into_iter().filter_map(|name| {
+    let firsts = segments(disk).into_iter().filter_map(|name| {
         let first = u64::from_str_radix(name.strip_suffix(".wal")?, 16).ok()?;
         Some((name, first))
     });
@@ -62,8 +66,10 @@ pub(crate) struct Model {
     pub(crate) synced: Lsn,
     pub(crate) trimmed: Lsn,
     pub(crate) numbers: u64,
-    /// No LSN below may be given out.
+    /// End of the last record that was given a place: none below may be given out.
     pub(crate) used: Lsn,
+    /// How far the log was written: after a crash, none below that.
+    pub(crate) written: Lsn,
 }
 
 #[derive(Clone, Debug)]
@@ -107,6 +113,7 @@ impl Model {
         let progress = writer.progress();
         assert!(progress.synced <= progress.appended && progress.appended <= progress.next);
         self.synced = self.synced.max(progress.synced);
+        self.written = self.written.max(progress.appended);
     }
 
     /// Compares what was found after a crash: a prefix of what was appended, at least what was synced. Then expects just that.
@@ -128,6 +135,7 @@ impl Model {
         let end = found.last().map_or(self.trimmed, |record| record.end);
         self.records.retain(|known| known.end <= end);
         self.synced = end;
+        self.used = self.used.min(self.written);
     }
 
     /// Opens the log after a crash and checks it; the tag differs from any before.
