@@ -1,4 +1,5 @@
-//! Dies at every operation on the disk, loses what was not synced in every way the seeds give, opens again, and compares with what was promised.
+//! Dies at every operation on the disk, loses what was not synced in every way the seeds give, opens again,
+//! and compares with what was promised.
 
 mod support;
 
@@ -12,7 +13,8 @@ use wal::{
 /// Ways to lose what was not synced, for each point.
 const SEEDS: u64 = 12;
 
-/// A tenure that begins segments, recycles them, syncs now and then, and closes; it stops where the disk dies.
+/// A tenure that begins segments, recycles them, syncs now and then, and closes; it stops where the disk
+/// dies.
 fn workload(writer: &Writer, model: &mut Model) {
     for step in 0..36_usize {
         let bytes = 100 + step * 211 % 1900;

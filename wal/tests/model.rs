@@ -1,4 +1,5 @@
-//! Random appends, syncs, trims, crashes and restarts against a model: what was synced is there, what is there was appended, in order, without a hole.
+//! Random appends, syncs, trims, crashes and restarts against a model: what was synced is there, what is
+//! there was appended, in order, without a hole.
 
 mod support;
 

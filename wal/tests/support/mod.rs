@@ -116,7 +116,8 @@ impl Model {
         self.written = self.written.max(progress.appended);
     }
 
-    /// Compares what was found after a crash: a prefix of what was appended, at least what was synced. Then expects just that.
+    /// Compares what was found after a crash: a prefix of what was appended, at least what was synced. Then
+    /// expects just that.
     pub(crate) fn check(&mut self, scan: &Scan, found: &[Record]) {
         let expected: Vec<&Known> = self.records.iter().filter(|known| known.lsn >= self.trimmed).collect();
         assert!(found.len() <= expected.len(), "more found than appended");
