@@ -109,7 +109,8 @@ pub(crate) fn is_no_room(error: &io::Error) -> bool {
 /// Why an append was not taken. Nothing was queued and no LSN was used.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
-    /// No room in the log, in the queue to the disk, or on the disk. Wait for the next `on_progress`, then try again.
+    /// No room in the log, in the queue to the disk, or on the disk. Wait for the next `on_progress`, then
+    /// try again.
     #[error("the log is full: {needed} bytes needed, the limit is {limit}")]
     Full {
         /// Bytes that would be in use.
@@ -148,7 +149,8 @@ pub struct Corruption {
     pub offset: u64,
     /// What is wrong there.
     pub what: Damage,
-    /// Whether something is lost that was promised and that no outer source is known to have. Then the log does not open.
+    /// Whether something is lost that was promised and that no outer source is known to have. Then the log
+    /// does not open.
     pub lost: bool,
 }
 

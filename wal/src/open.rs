@@ -2,10 +2,14 @@
 //!
 //! # Crash consistency
 //!
-//! Nothing changes before the log was judged. Then, in this order: (1) what was found above the LSN known durable is written again in place, the
-//! same bytes, and synced: an earlier process may have died of a failed sync, after which the kernel takes the pages for clean though the medium
-//! does not have them; (2) a new segment is begun whose header says where the log ends. That header is the cut: from its name on,
-//! no byte between there and the new segment is read again. (3) Segments without a record are removed. A crash at any point leaves a log that scans
+//! Nothing changes before the log was judged. Then, in this order: (1) what was found above the LSN known
+//! durable is written again in place, the
+//! same bytes, and synced: an earlier process may have died of a failed sync, after which the kernel takes
+//! the pages for clean though the medium
+//! does not have them; (2) a new segment is begun whose header says where the log ends. That header is the
+//! cut: from its name on,
+//! no byte between there and the new segment is read again. (3) Segments without a record are removed. A
+//! crash at any point leaves a log that scans
 //! to the same records.
 
 use std::{collections::VecDeque, sync::Arc};
