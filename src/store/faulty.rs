@@ -193,7 +193,10 @@ impl<S> Clone for Faulty<S> {
 
 impl<S: fmt::Debug> fmt::Debug for Faulty<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Faulty").field("inner", &self.inner).field("counts", &self.control.counts.load()).finish()
+        f.debug_struct("Faulty")
+            .field("inner", &self.inner)
+            .field("counts", &self.control.counts.load())
+            .finish()
     }
 }
 
