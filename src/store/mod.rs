@@ -16,6 +16,8 @@ pub mod limited;
 pub mod location;
 pub mod memory;
 pub mod metered;
+pub mod open;
+pub mod prefixed;
 pub mod retry;
 pub mod s3;
 pub mod s3_config;
