@@ -16,13 +16,15 @@ pub mod limited;
 pub mod location;
 pub mod memory;
 pub mod metered;
+pub mod open;
+pub mod prefixed;
 pub mod retry;
 pub mod s3;
 pub mod s3_config;
+pub mod s3_credentials;
 
 mod directory_files;
 mod directory_list;
-mod s3_credentials;
 mod s3_error;
 mod s3_list;
 
