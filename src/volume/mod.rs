@@ -23,6 +23,7 @@ pub mod device;
 pub mod env;
 pub mod error;
 pub mod frames;
+pub mod host;
 pub mod init;
 pub mod layer;
 pub mod local;
