@@ -45,7 +45,7 @@ fn measure(disk: Arc<dyn Disk>) -> Result<(), Box<dyn std::error::Error>> {
     let plain = plain(&*disk, 4096, 200_000, None)?;
     let plain_synced = plain_synced_each(&*disk, 4096, 500)?;
     let options = Options { segment_bytes: SEGMENT_BYTES, log_bytes_max: LOG_BYTES_MAX, tag: [7; 32] };
-    let (log, _) = Log::open(disk, options, Lsn::ZERO)?;
+    let (log, _) = Log::open(Arc::clone(&disk), options.clone(), Lsn::ZERO)?;
     let watch = Arc::new(Watch::default());
     let told = Arc::clone(&watch);
     let on_progress = Box::new(move |progress: &Progress| {
@@ -65,6 +65,18 @@ fn measure(disk: Arc<dyn Disk>) -> Result<(), Box<dyn std::error::Error>> {
     let rate = synced_by_threads(&writer, &watch, 32, 4000);
     report("append 4096 and wait for its sync, 32 threads", 4096, rate, plain_synced);
     writer.close()?;
+    reopen(disk, options, writer.progress().trimmed)
+}
+
+/// Opens what was closed, and replays it.
+fn reopen(disk: Arc<dyn Disk>, options: Options, floor: Lsn) -> Result<(), Box<dyn std::error::Error>> {
+    let start = Instant::now();
+    let (log, scan) = Log::open(disk, options, floor)?;
+    let opened = start.elapsed();
+    let records = log.records(floor).count();
+    let replayed = start.elapsed() - opened;
+    let mib = scan.bytes >> 20;
+    println!("open: {mib} MiB scanned in {opened:.1?}; {records} records replayed in {replayed:.1?}");
     Ok(())
 }
 
