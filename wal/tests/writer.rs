@@ -49,16 +49,15 @@ impl Watched {
     }
 }
 
-fn both(name: &str, test: impl Fn(Mode)) {
+fn both(test: impl Fn(Mode)) {
     for mode in [Mode::Inline, Mode::Thread] {
-        eprintln!("{name}: {mode:?}");
         test(mode);
     }
 }
 
 #[test]
 fn what_was_synced_is_read_back_now_and_after_a_restart() {
-    both("read back", |mode| {
+    both(|mode| {
         let disk = SimDisk::new();
         let watched = Watched::start(open_log(&disk, 1, Lsn(0)).unwrap().0, mode);
         let places: Vec<_> = (0..40).map(|number| put(&watched.writer, number, 300)).collect();
@@ -134,7 +133,7 @@ fn nothing_is_synced_twice() {
 
 #[test]
 fn a_full_log_goes_on_after_a_trim() {
-    both("full log", |mode| {
+    both(|mode| {
         let disk = SimDisk::new();
         let watched = Watched::start(open_log(&disk, 1, Lsn(0)).unwrap().0, mode);
         let mut ends = Vec::new();
@@ -178,7 +177,7 @@ fn a_log_that_goes_round_for_long_never_grows() {
 
 #[test]
 fn a_full_disk_keeps_what_waits_and_resumes() {
-    both("full disk", |mode| {
+    both(|mode| {
         let disk = SimDisk::new();
         let watched = Watched::start(open_log(&disk, 1, Lsn(0)).unwrap().0, mode);
         disk.set_capacity(Some(SEGMENT_BYTES));
@@ -296,7 +295,7 @@ fn closing_on_a_full_disk_says_so() {
 
 #[test]
 fn a_failed_sync_poisons_for_ever() {
-    both("failed sync", |mode| {
+    both(|mode| {
         let disk = SimDisk::new();
         let watched = Watched::start(open_log(&disk, 1, Lsn(0)).unwrap().0, mode);
         let good = put(&watched.writer, 1, 100).end;
@@ -370,7 +369,7 @@ fn a_record_too_large_for_a_segment_is_refused_and_the_largest_is_not() {
 
 #[test]
 fn closed_means_closed() {
-    both("closed", |mode| {
+    both(|mode| {
         let disk = SimDisk::new();
         let watched = Watched::start(open_log(&disk, 1, Lsn(0)).unwrap().0, mode);
         watched.writer.close().unwrap();
@@ -433,7 +432,7 @@ fn payloads_reach_the_disk_sealed() {
 
 #[test]
 fn progress_may_be_answered_with_more_work() {
-    both("reentrant", |mode| {
+    both(|mode| {
         let disk = SimDisk::new();
         let slot: Arc<Mutex<Option<std::sync::Weak<Writer>>>> = Arc::default();
         let seen = Arc::clone(&slot);
