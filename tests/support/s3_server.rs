@@ -58,6 +58,8 @@ pub struct Reply {
     pub code: &'static str,
     pub message: String,
     pub headers: Vec<(&'static str, String)>,
+    /// Instead of an error document.
+    pub body: Option<String>,
 }
 
 impl Reply {
@@ -407,9 +409,10 @@ impl Shared {
 
 impl Reply {
     fn into_response(self) -> Response<s3s::Body> {
-        let body = match self.code {
-            "" => String::new(),
-            code => format!(
+        let body = match (self.body, self.code) {
+            (Some(body), _) => body,
+            (None, "") => String::new(),
+            (None, code) => format!(
                 "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code><Message>{}</Message></Error>",
                 self.message
             ),
