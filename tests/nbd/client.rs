@@ -176,7 +176,7 @@ impl Client {
         length: u64,
         payload: &[u8],
     ) -> Reply {
-        let cookie = 0xabcd_0000 + offset;
+        let cookie = offset ^ 0x1234_abcd_0000_5678;
         self.send_request(command, cookie, (offset, length), payload).await;
         let read_bytes = if command.0 == READ { length as usize } else { 0 };
         let reply = self.take_reply(|_| read_bytes).await;
