@@ -304,6 +304,22 @@ async fn every_waiting_request_is_woken() {
 }
 
 #[tokio::test]
+async fn panic_in_the_device_fails_one_request() {
+    for waits in [false, true] {
+        let fixture = Fixture::start(Memory::new(MIB), Limits::default()).await;
+        fixture.device.waits.store(waits, SeqCst);
+        fixture.device.gate.add_permits(9);
+        let mut client = Client::go(&fixture.path, Framing::Structured).await;
+        fixture.device.panics.store(true, SeqCst);
+        assert_eq!(client.write(0, b"abc").await, EIO);
+        assert_eq!(client.errno((READ, 0), 0, 3).await, EIO);
+        fixture.device.panics.store(false, SeqCst);
+        assert_eq!(client.write(0, b"abc").await, 0);
+        assert_eq!(client.read(0, 3).await, b"abc");
+    }
+}
+
+#[tokio::test]
 async fn connections_see_each_others_writes() {
     let fixture = Fixture::small().await;
     let mut clients = Vec::new();
