@@ -136,6 +136,8 @@ impl Log {
         }
         segments.insert(Arc::clone(&current));
         let start = current.header.data_start();
+        // What is not needed is kept until the caller says so, for it may have a use for what others would not need.
+        let trimmed = older.front().map_or(current.header.first, |oldest| oldest.first);
         let live_bytes = older.iter().map(|live| live.bytes).sum::<u64>() + options.segment_bytes;
         Ok(Log {
             disk,
@@ -148,7 +150,7 @@ impl Log {
             live_bytes,
             appended: start,
             synced: start,
-            trimmed: current.header.trimmed,
+            trimmed,
             current,
             replay,
         })
@@ -236,7 +238,7 @@ impl Log {
             segment_bytes: self.options.segment_bytes,
             first: self.current.header.range_end(),
             previous_end: self.appended,
-            trimmed: self.trimmed.min(self.appended),
+            trimmed: self.trimmed.min(self.appended).max(self.current.header.trimmed),
             tag: self.options.tag,
         };
         let next = name_segment(&*self.disk, spare, header)?;
