@@ -30,8 +30,9 @@ fn key(number: u64) -> FrameKey {
 
 /// The bytes of frame `number`: what they are follows from the number, as with sealed frames.
 fn frame_of(number: u64, length: usize) -> Bytes {
-    let seed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (0..length as u64).map(|at| (seed.wrapping_add(at * at * 31) >> 24) as u8 ^ at as u8).collect()
+    let mut prng = wal::disk::sim::Prng::new(number);
+    let words = (0..length.div_ceil(8)).flat_map(|_| prng.next_u64().to_le_bytes());
+    words.take(length).collect()
 }
 
 /// Frame `number`, of 4096 bytes.
