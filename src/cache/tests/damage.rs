@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use wal::disk::{Disk, sim::SimDisk};
 
 use super::{MIB, files, given, held, key, open, put};
-use crate::cache::{FrameCache, segment};
+use crate::cache::{FrameCache, Lookup, segment};
 
 /// Small frames, so that a segment has all there is to damage in few bytes.
 fn small(number: u64) -> Bytes {
@@ -73,6 +73,24 @@ fn bits_flipped_under_an_open_cache_give_a_miss_and_the_frame_can_come_again() {
         assert_eq!(given(&cache, [number]), 1);
     }
     assert_eq!(cache.stats().errors, 10);
+}
+
+#[test]
+fn whole_entries_in_each_others_place_are_not_taken_for_each_other() {
+    let disk = SimDisk::new();
+    let cache = open(&disk, MIB);
+    put(&cache, 0..4);
+    let file = disk.open(&files(&disk)[0].0).unwrap();
+    let entry_bytes = 4096 + 56;
+    let mut entries = vec![0; 4 * entry_bytes];
+    assert_eq!(file.read_at(&mut entries, 0).unwrap(), entries.len());
+    entries.rotate_left(entry_bytes);
+    file.write_at(&entries, 0).unwrap();
+    assert_eq!(cache.get_nowait(&key(0)), Lookup::WouldWait, "left to get");
+    assert_eq!(given(&cache, 0..4), 0);
+    assert_eq!(held(&cache, 0..4), 0);
+    drop(cache);
+    assert_eq!(given(&open(&disk, MIB), 0..4), 4, "each says who it is");
 }
 
 #[test]

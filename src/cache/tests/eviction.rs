@@ -85,6 +85,26 @@ fn working_set_that_changes_takes_the_place_of_the_old_one() {
 }
 
 #[test]
+fn limit_holds_while_segments_of_several_lengths_are_recycled() {
+    for seed in 0..20 {
+        let mut prng = wal::disk::sim::Prng::new(seed);
+        let disk = SimDisk::new();
+        let cache = open(&disk, MIB);
+        let mut bytes_max = MIB;
+        for number in 0..3000 {
+            put(&cache, [number]);
+            given(&cache, [number - prng.below(number.min(100) + 1), prng.below(number + 1)]);
+            if number % 700 == 699 {
+                bytes_max = MIB / 4 * (1 + prng.below(12));
+                cache.set_bytes_max(bytes_max);
+            }
+            assert!(disk.used_bytes() <= bytes_max, "{} of {bytes_max}", disk.used_bytes());
+        }
+        assert_eq!(cache.stats().errors, 0);
+    }
+}
+
+#[test]
 fn frame_that_comes_back_soon_after_it_was_evicted_goes_to_main() {
     let cache = open(&SimDisk::new(), MIB);
     put(&cache, 0..FULL + 40);

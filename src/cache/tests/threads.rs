@@ -75,7 +75,14 @@ fn readers_get_right_frames_or_none_while_segments_are_recycled() {
 #[derive(Clone, Debug, Default)]
 struct Stuck {
     disk: SimDisk,
-    open: Arc<(Mutex<bool>, Condvar)>,
+    gate: Arc<(Mutex<Gate>, Condvar)>,
+}
+
+#[derive(Debug, Default)]
+struct Gate {
+    is_open: bool,
+    /// A write waits, or has.
+    reached: bool,
 }
 
 #[derive(Debug)]
@@ -83,8 +90,13 @@ struct StuckFile(Stuck, Arc<dyn DiskFile>);
 
 impl Stuck {
     fn let_through(&self) {
-        *self.open.0.lock().unwrap() = true;
-        self.open.1.notify_all();
+        self.gate.0.lock().unwrap().is_open = true;
+        self.gate.1.notify_all();
+    }
+
+    fn wait_for_a_write(&self) {
+        let gate = self.gate.0.lock().unwrap();
+        drop(self.gate.1.wait_while(gate, |gate| !gate.reached).unwrap());
     }
 }
 
@@ -117,8 +129,11 @@ impl DiskFile for StuckFile {
         self.1.read_at(buffer, offset)
     }
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let guard = self.0.open.0.lock().unwrap();
-        drop(self.0.open.1.wait_while(guard, |open| !*open).unwrap());
+        let (gate, changed) = &*self.0.gate;
+        let mut gate = gate.lock().unwrap();
+        gate.reached = true;
+        changed.notify_all();
+        drop(changed.wait_while(gate, |gate| !gate.is_open).unwrap());
         self.1.write_at(bytes, offset)
     }
     fn sync_data(&self) -> io::Result<()> {
@@ -141,6 +156,7 @@ fn queue_is_bounded_and_read_from_and_never_waits_for_the_disk() {
     assert_eq!(cache.get_nowait(&key(30)), Lookup::Hit(large(30)));
     assert_eq!(cache.get(&key(0)), Some(large(0)), "even the one that is being written");
     assert!(cache.contains(&key(30)) && !cache.contains(&key(31)));
+    disk.wait_for_a_write();
     // Forgotten while it waits, and while it is being written.
     cache.forget(&key(30));
     cache.forget(&key(0));
@@ -164,4 +180,18 @@ fn forgotten_inserts_do_not_pile_up_behind_a_stuck_disk() {
     }
     assert!(cache.stats().dropped > 30_000);
     disk.let_through();
+}
+
+#[test]
+fn frame_that_is_replaced_while_it_is_written_is_the_new_one() {
+    let disk = Stuck::default();
+    let cache = FrameCache::open(Arc::new(disk.clone()), MIB);
+    let sealed_wrongly = frame(2);
+    cache.insert(key(1), sealed_wrongly);
+    disk.wait_for_a_write();
+    cache.forget(&key(1));
+    put(&cache, [1]);
+    disk.let_through();
+    cache.close();
+    assert_eq!((given(&cache, [1]), cache.stats().entries), (1, 1));
 }
