@@ -23,8 +23,8 @@ pub struct Index {
     pub part: u32,
     /// Number of objects with data of the cut; 0 in an object of pages, which no cut needs to be whole.
     pub parts: u32,
-    /// Tenure of the cut that this one was built on.
-    pub parent: Option<Generation>,
+    /// The newest cut with objects that this one was built on.
+    pub parent: Option<(Generation, Epoch)>,
     /// How far into which log the cut reaches.
     pub log: LogPosition,
     /// When the cut was packed, milliseconds since 1970.

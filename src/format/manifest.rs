@@ -31,6 +31,8 @@ pub struct Manifest {
     pub volume: VolumeId,
     /// Tenure that published it.
     pub generation: Generation,
+    /// The nonce of the claim that began the tenure; 0 for the manifest of `init`.
+    pub nonce: u64,
     /// Its epoch: one more than its parent's.
     pub epoch: Epoch,
     /// What it was built on; none for the first.
@@ -39,6 +41,8 @@ pub struct Manifest {
     pub oldest_kept: Epoch,
     /// SHA-256 of the object `volume`.
     pub header: Digest,
+    /// The newest cut with objects, this one included.
+    pub data_cut: Option<(Generation, Epoch)>,
     /// How far into which log this cut reaches.
     pub log: LogPosition,
     /// Who published it.
@@ -112,7 +116,9 @@ pub struct ListedObject {
     pub generation: Generation,
     /// Its number.
     pub sequence: Sequence,
-    /// The cut it belongs to.
+    /// The salt in its header.
+    pub salt: [u8; 16],
+    /// The epoch that brought it.
     pub epoch: Epoch,
     /// Its length, bytes.
     pub bytes: u64,
@@ -120,6 +126,14 @@ pub struct ListedObject {
     pub index_bytes: u32,
     /// SHA-256 of its sealed index.
     pub digest: Digest,
+}
+
+impl ListedObject {
+    /// The object's place, given the volume whose manifest lists it.
+    #[must_use]
+    pub fn place(&self, owner: VolumeId) -> ObjectRef {
+        ObjectRef { owner, generation: self.generation, sequence: self.sequence, salt: self.salt }
+    }
 }
 
 /// A change of the snapshot table.

@@ -11,6 +11,7 @@ pub mod envelope;
 pub mod header;
 pub mod ids;
 pub mod index;
+pub mod local;
 pub mod manifest;
 pub mod names;
 pub mod object;

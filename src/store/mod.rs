@@ -9,7 +9,27 @@
 //! [`retry::Retrying`] waits and calls again for what may pass; an outcome that is unknown is settled by reading the
 //! object back, never by assuming.
 
+pub mod directory;
+pub mod faulty;
+pub mod health;
+pub mod limited;
+pub mod location;
+pub mod memory;
+pub mod metered;
+pub mod open;
+pub mod prefixed;
+pub mod retry;
+pub mod s3;
+pub mod s3_config;
+pub mod s3_credentials;
+
+mod directory_files;
+mod directory_list;
+mod s3_error;
+mod s3_list;
+
 use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -123,4 +143,77 @@ pub struct StoreError {
     pub key: String,
     /// The store's own words, one line.
     pub reason: String,
+}
+
+impl StoreError {
+    /// An error of `operation` on `key`; line breaks in `reason` become spaces, and a long one is cut.
+    pub fn new(
+        kind: ErrorKind,
+        operation: &'static str,
+        key: impl Into<String>,
+        reason: impl AsRef<str>,
+    ) -> StoreError {
+        let one_line = reason.as_ref().split(|c: char| c.is_control()).collect::<Vec<_>>().join(" ");
+        let reason = one_line.trim().chars().take(REASON_CHARS_MAX).collect();
+        StoreError { kind, operation, key: key.into(), reason }
+    }
+}
+
+/// Longest reason kept, characters: a server's whole error page is no use in a log line.
+const REASON_CHARS_MAX: usize = 400;
+
+#[async_trait]
+impl<S: Store + ?Sized> Store for Arc<S> {
+    async fn put(&self, key: &str, body: &[Bytes], mode: PutMode) -> Result<Put, StoreError> {
+        (**self).put(key, body, mode).await
+    }
+
+    async fn get(&self, key: &str, range: Range) -> Result<Got, StoreError> {
+        (**self).get(key, range).await
+    }
+
+    async fn head(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        (**self).head(key).await
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        start_after: Option<&str>,
+        limit: Option<usize>,
+    ) -> Result<Vec<Listed>, StoreError> {
+        (**self).list(prefix, start_after, limit).await
+    }
+
+    async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {
+        (**self).delete(keys).await
+    }
+}
+
+/// Where a range lies within an object of `object_bytes` bytes: offset and length; `None` where it does not.
+pub(crate) fn resolve_range(range: Range, object_bytes: u64) -> Option<(u64, u64)> {
+    match range {
+        Range::Full => Some((0, object_bytes)),
+        Range::Part { offset, length } => {
+            let end = offset.checked_add(length)?;
+            (length > 0 && end <= object_bytes).then_some((offset, length))
+        }
+        Range::Suffix { length } => {
+            let length = length.min(object_bytes);
+            Some((object_bytes - length, length))
+        }
+    }
+}
+
+/// The parts of a body as one buffer. Copies, except where there is only one part.
+pub(crate) fn join_parts(body: &[Bytes]) -> Bytes {
+    match body {
+        [] => Bytes::new(),
+        [one] => one.clone(),
+        many => {
+            let mut joined = Vec::with_capacity(many.iter().map(Bytes::len).sum());
+            many.iter().for_each(|part| joined.extend_from_slice(part));
+            Bytes::from(joined)
+        }
+    }
 }

@@ -30,7 +30,8 @@ pub(crate) struct Core {
     backlog: VecDeque<Pending>,
     buffer: Vec<u8>,
     sync_upto: Lsn,
-    /// The sync being worked towards. It stays where it is while `sync_upto` moves on, so that a steady stream cannot put it off.
+    /// The sync being worked towards. It stays where it is while `sync_upto` moves on, so that a steady
+    /// stream cannot put it off.
     sync_goal: Option<Lsn>,
     closing: bool,
     abandoned: bool,

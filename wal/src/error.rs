@@ -60,6 +60,12 @@ pub enum WalError {
         /// How far the log has been written.
         appended: Lsn,
     },
+    /// There are no LSNs left above this one.
+    #[error("no log can begin above {start}: there are no positions left")]
+    Exhausted {
+        /// Where it would have to begin.
+        start: Lsn,
+    },
     /// Options that no log can have.
     #[error(
         "log segments of {segment_bytes} bytes and a log of {log_bytes_max} bytes cannot be: a segment is a multiple of 4096 bytes, at most 1 TiB, and the log has room for two"
@@ -88,7 +94,10 @@ impl WalError {
         match self {
             Self::Corrupt(_) => ErrorKind::Corrupt,
             Self::DiskFull { .. } => ErrorKind::Full,
-            Self::Trimmed { .. } | Self::NotWritten { .. } | Self::Options { .. } => ErrorKind::Invalid,
+            Self::Trimmed { .. }
+            | Self::NotWritten { .. }
+            | Self::Options { .. }
+            | Self::Exhausted { .. } => ErrorKind::Invalid,
             Self::Io { .. } | Self::Panicked => ErrorKind::Io,
             Self::Poisoned(cause) => cause.kind(),
             Self::Closed => ErrorKind::Closed,
@@ -109,7 +118,8 @@ pub(crate) fn is_no_room(error: &io::Error) -> bool {
 /// Why an append was not taken. Nothing was queued and no LSN was used.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
-    /// No room in the log, in the queue to the disk, or on the disk. Wait for the next `on_progress`, then try again.
+    /// No room in the log, in the queue to the disk, or on the disk. Wait for the next `on_progress`, then
+    /// try again.
     #[error("the log is full: {needed} bytes needed, the limit is {limit}")]
     Full {
         /// Bytes that would be in use.
@@ -148,7 +158,8 @@ pub struct Corruption {
     pub offset: u64,
     /// What is wrong there.
     pub what: Damage,
-    /// Whether something is lost that was promised and that no outer source is known to have. Then the log does not open.
+    /// Whether something is lost that was promised and that no outer source is known to have. Then the log
+    /// does not open.
     pub lost: bool,
 }
 

@@ -2,9 +2,11 @@
 //!
 //! # Invariants
 //!
-//! - Every integer is little endian and has a fixed place; every byte of a header, and every byte of a record up to its end
+//! - Every integer is little endian and has a fixed place; every byte of a header, and every byte of a record
+//!   up to its end
 //!   (padding included), is covered by a CRC32C or compared with what it must be.
-//! - A record's checksum begins with the checksum of its segment's header, which covers the tag. So a record verifies only in
+//! - A record's checksum begins with the checksum of its segment's header, which covers the tag. So a record
+//!   verifies only in
 //!   the segment it was written to: what an earlier life of a recycled file left behind verifies nowhere.
 //! - A record verifies only at its own LSN.
 
@@ -22,7 +24,8 @@ pub(crate) const MARK_BYTES: usize = 32;
 pub(crate) const DATA_OFFSET: u64 = 1024;
 /// Length of a record's header.
 pub(crate) const RECORD_HEADER_BYTES: usize = 32;
-/// Records begin and end at multiples of this, so that the search for records after a hole has few places to look.
+/// Records begin and end at multiples of this, so that the search for records after a hole has few places to
+/// look.
 pub(crate) const RECORD_ALIGN: u64 = 16;
 /// Segments are multiples of this: the block size of the file systems there are.
 pub(crate) const SEGMENT_ALIGN: u64 = 4096;
@@ -217,7 +220,8 @@ impl RecordHeader {
         bytes
     }
 
-    /// What claims to be the record at `lsn`, which may go on for `room` bytes. Not verified yet: see [`verify_record`].
+    /// What claims to be the record at `lsn`, which may go on for `room` bytes. Not verified yet: see
+    /// [`verify_record`].
     pub(crate) fn decode(
         bytes: &[u8; RECORD_HEADER_BYTES],
         lsn: Lsn,
@@ -257,7 +261,8 @@ pub(crate) fn finish_record(buffer: &mut Vec<u8>, from: usize, header: &RecordHe
     record[4..8].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Whether `record`, all its bytes up to its end, is the one that was written to the segment with this checksum.
+/// Whether `record`, all its bytes up to its end, is the one that was written to the segment with this
+/// checksum.
 pub(crate) fn verify_record(
     record: &[u8],
     header: &RecordHeader,

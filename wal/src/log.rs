@@ -1,28 +1,40 @@
-//! The sequential core: owns the files, writes in LSN order, begins and retires segments. One thread, no locks.
+//! The sequential core: owns the files, writes in LSN order, begins and retires segments. One thread, no
+//! locks.
 //!
 //! # Invariants
 //!
-//! - `trimmed <= synced <= appended`, after the first record; `appended` is where the next bytes are written, or in a later segment.
-//! - A segment's header is written only after all records before it are durable. So a segment that exists vouches for the
+//! - `trimmed <= synced <= appended`, after the first record; `appended` is where the next bytes are written,
+//!   or in a later segment.
+//! - A segment's header is written only after all records before it are durable. So a segment that exists
+//!   vouches for the
 //!   whole log before it, and only the last segment can have a torn end.
-//! - Segments retire oldest first, each durably before the next. So what is left is always the end of the log.
+//! - Segments retire oldest first, each durably before the next. So what is left is always the end of the
+//!   log.
 //!
 //! # Crash consistency
 //!
-//! *Beginning a segment:* (1) sync the segment before; (2) write header and mark into a spare; (3) sync the spare; (4) rename it to its
-//! segment's name; (5) sync the folder; only then (6) write records. A crash before (4) leaves a spare, which nobody reads; between
-//! (4) and (5) the name is there or not, and if it is, so is its header, for (3) came before. Without it the log ends where it ended at (1), and
-//! no record of the new segment had been written. Records are written under the new name only, so none is lost with it.
+//! *Beginning a segment:* (1) sync the segment before; (2) write header and mark into a spare; (3) sync the
+//! spare; (4) rename it to its
+//! segment's name; (5) sync the folder; only then (6) write records. A crash before (4) leaves a spare, which
+//! nobody reads; between
+//! (4) and (5) the name is there or not, and if it is, so is its header, for (3) came before. Without it the
+//! log ends where it ended at (1), and
+//! no record of the new segment had been written. Records are written under the new name only, so none is
+//! lost with it.
 //!
-//! *Retiring a segment:* rename it to a spare's name (or remove it), then sync the folder, before anything is written to the
-//! spare. A crash before the sync leaves the segment whole under its old name, or gone. Were the header written sooner, the old name could come back
+//! *Retiring a segment:* rename it to a spare's name (or remove it), then sync the folder, before anything is
+//! written to the
+//! spare. A crash before the sync leaves the segment whole under its old name, or gone. Were the header
+//! written sooner, the old name could come back
 //! with the new header.
 //!
-//! *What a spare holds* from its earlier life stays there and is never taken for a record: see [`crate::format`].
+//! *What a spare holds* from its earlier life stays there and is never taken for a record: see
+//! [`crate::format`].
 //!
 //! # Errors and retries
 //!
-//! No room for another segment leaves all as it was; the caller tries again. After any other error of a method that changes
+//! No room for another segment leaves all as it was; the caller tries again. After any other error of a
+//! method that changes
 //! something the log must not be used any more.
 
 use std::{collections::VecDeque, sync::Arc};
@@ -50,7 +62,8 @@ pub struct Options {
     pub segment_bytes: u64,
     /// Size of all files of the log together: room for two segments at least.
     pub log_bytes_max: u64,
-    /// Opaque bytes kept in the header of every segment begun in this tenure, and given back with each of its records.
+    /// Opaque bytes kept in the header of every segment begun in this tenure, and given back with each of its
+    /// records.
     /// Should differ from tenure to tenure: checksums begin with it.
     pub tag: [u8; 32],
 }
@@ -107,14 +120,18 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log in this folder: scans it, cuts off what is torn, and begins a new segment with the tag of `options`.
+    /// Opens the log in this folder: scans it, cuts off what is torn, and begins a new segment with the tag
+    /// of `options`.
     ///
-    /// `start_at_least`: everything below it is elsewhere, so damage below it is no loss, and no LSN below it is given out.
+    /// `start_at_least`: everything below it is elsewhere, so damage below it is no loss, and no LSN below it
+    /// is given out.
     /// When this returns, all that [`Scan`] says is in the log is durable.
     ///
     /// # Errors
-    /// [`WalError::Corrupt`] if anything at or above `start_at_least` that was promised durable is damaged or missing: nothing was
-    /// changed. [`WalError::DiskFull`] if there is no room for a segment. [`WalError::Options`]. [`WalError::Io`].
+    /// [`WalError::Corrupt`] if anything at or above `start_at_least` that was promised durable is damaged or
+    /// missing: nothing was
+    /// changed. [`WalError::DiskFull`] if there is no room for a segment. [`WalError::Options`].
+    /// [`WalError::Io`].
     pub fn open(disk: Arc<dyn Disk>, options: Options, start_at_least: Lsn) -> Result<(Log, Scan), WalError> {
         crate::open::open(disk, options, start_at_least)
     }
@@ -136,7 +153,8 @@ impl Log {
         }
         segments.insert(Arc::clone(&current));
         let start = current.header.data_start();
-        // What is not needed is kept until the caller says so, for it may have a use for what others would not need.
+        // What is not needed is kept until the caller says so, for it may have a use for what others would
+        // not need.
         let trimmed = older.front().map_or(current.header.first, |oldest| oldest.first);
         let live_bytes = older.iter().map(|live| live.bytes).sum::<u64>() + options.segment_bytes;
         Ok(Log {
@@ -296,7 +314,8 @@ impl Log {
         self.older.front().is_some_and(|oldest| oldest.end <= self.trimmed)
     }
 
-    /// Retires the oldest segment, if it is wholly below the trimmed LSN; returns its size. See Crash consistency.
+    /// Retires the oldest segment, if it is wholly below the trimmed LSN; returns its size. See Crash
+    /// consistency.
     pub(crate) fn retire(&mut self) -> Result<u64, WalError> {
         if !self.can_retire() {
             return Ok(0);
@@ -320,7 +339,8 @@ impl Log {
         Ok(oldest.bytes)
     }
 
-    /// Syncs, then says in the current segment's mark, durably, that all is. What is found damaged later is then known to be lost.
+    /// Syncs, then says in the current segment's mark, durably, that all is. What is found damaged later is
+    /// then known to be lost.
     pub(crate) fn close(&mut self) -> Result<(), WalError> {
         self.sync()?;
         let header = &self.current.header;
@@ -366,7 +386,8 @@ fn name_segment(disk: &dyn Disk, spare: Spare, header: SegmentHeader) -> Result<
     Ok(Arc::new(Segment { name, header, crc, file: spare.file }))
 }
 
-/// A header that finds no room (on a file system that cannot allocate ahead) leaves all as it was, without this spare.
+/// A header that finds no room (on a file system that cannot allocate ahead) leaves all as it was, without
+/// this spare.
 fn no_header(disk: &dyn Disk, spare: &Spare, header: &SegmentHeader, error: std::io::Error) -> WalError {
     if !is_no_room(&error) {
         return WalError::io("write", &spare.name)(error);

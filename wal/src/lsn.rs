@@ -3,7 +3,8 @@
 use std::fmt;
 
 /// A byte position in an endless log; LSN order is log order. A position at which a
-/// record was written is never given to another, whatever crashes; one that was queued and never written may be.
+/// record was written is never given to another, whatever crashes; one that was queued and never written may
+/// be.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Lsn(pub u64);
 

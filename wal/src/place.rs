@@ -1,4 +1,5 @@
-//! Where the next record goes: pure arithmetic, on which the appending threads and the log thread agree without talking.
+//! Where the next record goes: pure arithmetic, on which the appending threads and the log thread agree
+//! without talking.
 
 use crate::{
     Lsn,

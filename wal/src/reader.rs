@@ -74,7 +74,8 @@ impl Window {
         Ok(claim.map_or(lsn.plus(RECORD_HEADER_BYTES as u64), |header| header.end()))
     }
 
-    /// The next valid record after `lsn` that ends at or before `limit`: its place, its end, and what it claims durable.
+    /// The next valid record after `lsn` that ends at or before `limit`: its place, its end, and what it
+    /// claims durable.
     pub(crate) fn search(&mut self, lsn: Lsn, limit: Lsn) -> io::Result<Option<RecordHeader>> {
         let mut at = lsn.plus(RECORD_ALIGN);
         while at.plus(RECORD_HEADER_BYTES as u64) <= limit {

@@ -24,7 +24,8 @@ pub trait Seal: Send {
     /// Bytes that sealing adds: the same for every payload.
     fn overhead(&self) -> usize;
 
-    /// Appends `head` and `body`, sealed as one payload, to `out`: `head.len() + body.len() + overhead()` bytes.
+    /// Appends `head` and `body`, sealed as one payload, to `out`: `head.len() + body.len() + overhead()`
+    /// bytes.
     /// Called once for each record, in LSN order.
     fn seal(&mut self, lsn: Lsn, kind: u8, head: &[u8], body: &[u8], out: &mut Vec<u8>);
 }

@@ -3,7 +3,8 @@
 //! # Invariants
 //!
 //! - `start <= end`, and all records in `[start, end)` are there and verified, unless damage says otherwise.
-//! - A segment that is not the last ends where the header of the next says (`previous_end`): neither before (that is damage)
+//! - A segment that is not the last ends where the header of the next says (`previous_end`): neither before
+//!   (that is damage)
 //!   nor after (what is there was cut off by an earlier open).
 //! - No record after a hole is part of the log, unless everything in the hole is elsewhere.
 
@@ -21,7 +22,8 @@ use crate::{
 /// What was found in a log.
 #[derive(Debug)]
 pub struct Scan {
-    /// Where the log begins: what is below was trimmed (or is missing: compare with what you know to be trimmed).
+    /// Where the log begins: what is below was trimmed (or is missing: compare with what you know to be
+    /// trimmed).
     pub start: Lsn,
     /// End of the last valid record of the log; that record may be below `start`, in a segment that is gone.
     pub end: Lsn,
@@ -37,7 +39,8 @@ pub struct Scan {
     pub durable: Lsn,
     /// The highest LSN below which, as a segment header says, nothing was needed from the log any more.
     pub trimmed: Lsn,
-    /// End of the last valid record, or of those that are gone; lower than `start` if the log was begun anew above it.
+    /// End of the last valid record, or of those that are gone; lower than `start` if the log was begun anew
+    /// above it.
     pub(crate) reached: Lsn,
     pub(crate) runs: Vec<Run>,
     pub(crate) found: Vec<Found>,
@@ -55,7 +58,8 @@ pub struct Torn {
 }
 
 impl Scan {
-    /// The records at or above `from`, oldest first, up to `end`, one in memory at a time. They are read and verified again.
+    /// The records at or above `from`, oldest first, up to `end`, one in memory at a time. They are read and
+    /// verified again.
     #[must_use]
     pub fn records(&self, from: Lsn) -> Records {
         Records::new(&self.runs, from)
@@ -85,7 +89,8 @@ pub fn scan_above(disk: &dyn Disk, floor: Lsn) -> Result<Scan, WalError> {
 /// The records at or above `from`, oldest first, of the log in this folder.
 ///
 /// # Errors
-/// [`WalError::Io`] if the folder or a file cannot be read; [`WalError::Corrupt`] if the log is damaged at or above `from`.
+/// [`WalError::Io`] if the folder or a file cannot be read; [`WalError::Corrupt`] if the log is damaged at or
+/// above `from`.
 pub fn records(disk: &dyn Disk, from: Lsn) -> Result<Records, WalError> {
     let scan = scan_above(disk, from)?;
     match scan.damage {
@@ -257,7 +262,8 @@ impl Walk {
         Ok(hole)
     }
 
-    /// Applies the verdict. Returns where to go on in this segment: at its limit if that is all there is to it.
+    /// Applies the verdict. Returns where to go on in this segment: at its limit if that is all there is to
+    /// it.
     fn decide(&mut self, segment: &Segment, limit: Option<Lsn>, hole: &Hole) -> Option<Lsn> {
         let (after, resumes) = match (hole.next, limit) {
             (Some(next), _) => (After::Record, Some(next)),

@@ -18,7 +18,8 @@ use crate::{
 
 const SUFFIX: &str = ".wal";
 const SPARE_SUFFIX: &str = ".spare";
-/// First read of a record of unknown length: a 4 KiB block, its headers and its seal come with one system call.
+/// First read of a record of unknown length: a 4 KiB block, its headers and its seal come with one system
+/// call.
 const READ_GUESS_BYTES: u64 = 4096 + 512;
 
 /// The file name of the segment that begins at `first`.

@@ -2,10 +2,14 @@
 //!
 //! At a position `P` nothing valid was found. Four facts decide:
 //!
-//! - **Place**: is it a *record* that is invalid (`P` is where the last valid record ended), or a segment's *header*?
-//! - **After**: what valid comes after it: *nothing*, a *record* in the same segment, or only a later *segment*?
-//! - **Promised**: does anything valid (a segment header, a mark, a later record) claim that the log was durable beyond `P`?
-//! - **Covered**: how much of it does the caller have elsewhere (`floor`: everything below it)? *Nothing* (`floor <= P`), a *part*,
+//! - **Place**: is it a *record* that is invalid (`P` is where the last valid record ended), or a segment's
+//!   *header*?
+//! - **After**: what valid comes after it: *nothing*, a *record* in the same segment, or only a later
+//!   *segment*?
+//! - **Promised**: does anything valid (a segment header, a mark, a later record) claim that the log was
+//!   durable beyond `P`?
+//! - **Covered**: how much of it does the caller have elsewhere (`floor`: everything below it)? *Nothing*
+//!   (`floor <= P`), a *part*,
 //!   all that was *promised* (`floor >= durable`), or the whole *hole* (`floor >=` where reading can go on).
 //!
 //! | place | after | promised | covered | verdict |

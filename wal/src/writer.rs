@@ -2,7 +2,8 @@
 //!
 //! # Concurrency
 //!
-//! Appending threads share one short lock, under which a record gets its LSN and joins the queue; nobody holds it over I/O.
+//! Appending threads share one short lock, under which a record gets its LSN and joins the queue; nobody
+//! holds it over I/O.
 //! The log thread takes all that waits, writes it in one go, syncs once if anybody asked, and says so once.
 //! It is woken only when it sleeps. `on_progress` is called without a lock held and may call the writer.
 //!
@@ -11,15 +12,19 @@
 //! - LSN order is queue order is file order: an LSN is given and the record queued under one lock.
 //! - `synced <= appended <= next`, in every [`Progress`].
 //! - Queue and batch are bounded: [`QUEUE_BYTES_MAX`], [`BATCH_BYTES_MAX`].
-//! - An LSN that was given is written, unless the log fails first or the writer is dropped without [`Writer::close`].
+//! - An LSN that was given is written, unless the log fails first or the writer is dropped without
+//!   [`Writer::close`].
 //!
 //! # Errors and retries
 //!
-//! A failed write or sync poisons: `appended` and `synced` stay where they are for ever, what is queued is dropped, later appends say why.
-//! A sync is never tried again. A disk without room for the next segment is no failure: `disk_full` is set, the queue is kept and
+//! A failed write or sync poisons: `appended` and `synced` stay where they are for ever, what is queued is
+//! dropped, later appends say why.
+//! A sync is never tried again. A disk without room for the next segment is no failure: `disk_full` is set,
+//! the queue is kept and
 //! taken up again after [`Writer::trim`], [`Writer::request_sync`] or [`Writer::retry`].
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
 };
@@ -36,7 +41,8 @@ use crate::{
 
 /// Bytes of records waiting for the disk: a second or two of a slow disk, and little memory.
 pub const QUEUE_BYTES_MAX: u64 = 32 << 20;
-/// Bytes written with one system call: above this nothing is gained, and a sync that was asked for would wait for more.
+/// Bytes written with one system call: above this nothing is gained, and a sync that was asked for would wait
+/// for more.
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
 
 /// Who does the writing.
@@ -141,7 +147,8 @@ enum Engine {
 }
 
 impl Writer {
-    /// Takes over the log. `on_progress` is called after each batch that changed something; it must be quick, and in
+    /// Takes over the log. `on_progress` is called after each batch that changed something; it must be quick,
+    /// and in
     /// [`Mode::Inline`] it runs within the call that caused it.
     ///
     /// # Panics
@@ -177,11 +184,13 @@ impl Writer {
         Writer { shared, segments, seal_overhead, segment_bytes, log_bytes_max, engine }
     }
 
-    /// Gives the record its place and queues it; never waits for the disk. Its payload is `head`, then `body`, sealed as one.
+    /// Gives the record its place and queues it; never waits for the disk. Its payload is `head`, then
+    /// `body`, sealed as one.
     /// When this returns nothing is on any medium; the record occupies `[lsn, end)`.
     ///
     /// # Errors
-    /// [`AppendError::Full`]: wait for the next `on_progress`, then try again. [`AppendError::TooLarge`]: split it. Poisoned and closed
+    /// [`AppendError::Full`]: wait for the next `on_progress`, then try again. [`AppendError::TooLarge`]:
+    /// split it. Poisoned and closed
     /// are for ever.
     pub fn append(&self, kind: u8, head: &[u8], body: Bytes) -> Result<Appended, AppendError> {
         let payload_bytes = (head.len() + body.len() + self.seal_overhead) as u64;
@@ -227,11 +236,12 @@ impl Writer {
         Ok(())
     }
 
-    /// Asks that `synced >= upto` (at most all that has an LSN). One sync answers all who asked; there is none if it holds already.
+    /// Asks that `synced >= upto` (at most all that has an LSN). One sync answers all who asked; there is
+    /// none if it holds already.
     pub fn request_sync(&self, upto: Lsn) {
         let mut state = self.shared.lock();
         let upto = upto.min(state.progress.next);
-        if state.progress.poisoned.is_some() || upto <= state.orders.sync_upto.max(state.progress.synced) {
+        if !state.is_able() || upto <= state.orders.sync_upto.max(state.progress.synced) {
             return;
         }
         state.orders.sync_upto = upto;
@@ -243,7 +253,7 @@ impl Writer {
     pub fn trim(&self, upto: Lsn) {
         let mut state = self.shared.lock();
         let upto = upto.min(state.progress.next);
-        if state.progress.poisoned.is_some() || upto <= state.orders.trim_upto.max(state.progress.trimmed) {
+        if !state.is_able() || upto <= state.orders.trim_upto.max(state.progress.trimmed) {
             return;
         }
         state.orders.trim_upto = upto;
@@ -254,8 +264,10 @@ impl Writer {
     /// Tries again to find room on a full disk.
     pub fn retry(&self) {
         let mut state = self.shared.lock();
-        state.orders.poke = true;
-        self.go(state);
+        if state.is_able() {
+            state.orders.poke = true;
+            self.go(state);
+        }
     }
 
     /// How far the log has come.
@@ -267,7 +279,8 @@ impl Writer {
     /// Reads back a record that has been written, verified; may wait for the disk.
     ///
     /// # Errors
-    /// [`WalError::NotWritten`], [`WalError::Trimmed`] (its segment is gone), [`WalError::Corrupt`] if the bytes are not the record, [`WalError::Io`].
+    /// [`WalError::NotWritten`], [`WalError::Trimmed`] (its segment is gone), [`WalError::Corrupt`] if the
+    /// bytes are not the record, [`WalError::Io`].
     pub fn read(&self, lsn: Lsn) -> Result<Record, WalError> {
         match self.read_if(lsn, Waits::Yes)? {
             Some(record) => Ok(record),
@@ -302,10 +315,12 @@ impl Writer {
         }
     }
 
-    /// Writes and syncs all that waits, notes durably that the log was closed whole, and ends the thread. Later calls find it closed.
+    /// Writes and syncs all that waits, notes durably that the log was closed whole, and ends the thread.
+    /// Later calls find it closed.
     ///
     /// # Errors
-    /// Why something that waited is not durable: [`WalError::Poisoned`], [`WalError::DiskFull`], [`WalError::Io`]; [`WalError::Closed`] the second time.
+    /// Why something that waited is not durable: [`WalError::Poisoned`], [`WalError::DiskFull`],
+    /// [`WalError::Io`]; [`WalError::Closed`] the second time.
     pub fn close(&self) -> Result<(), WalError> {
         let mut state = self.shared.lock();
         if std::mem::replace(&mut state.closed, true) {
@@ -383,6 +398,11 @@ impl Shared {
 }
 
 impl State {
+    /// Whether anything will still be done.
+    fn is_able(&self) -> bool {
+        !self.closed && self.progress.poisoned.is_none()
+    }
+
     fn has_work(&self) -> bool {
         let orders = &self.orders;
         orders.poke || orders.abandon || (!orders.queue.is_empty() && !self.progress.disk_full)
@@ -484,7 +504,9 @@ impl Drop for PanicGuard {
             state.orders.queue.clear();
             let progress = state.progress.clone();
             drop(state);
-            (self.0.on_progress)(&progress);
+            // It may be what panicked; to panic again would abort the process.
+            let tell = AssertUnwindSafe(|| (self.0.on_progress)(&progress));
+            let _ = std::panic::catch_unwind(tell);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Dies at every operation on the disk, loses what was not synced in every way the seeds give, opens again, and compares with what was promised.
+//! Dies at every operation on the disk, loses what was not synced in every way the seeds give, opens again,
+//! and compares with what was promised.
 
 mod support;
 
@@ -12,7 +13,8 @@ use wal::{
 /// Ways to lose what was not synced, for each point.
 const SEEDS: u64 = 12;
 
-/// A tenure that begins segments, recycles them, syncs now and then, and closes; it stops where the disk dies.
+/// A tenure that begins segments, recycles them, syncs now and then, and closes; it stops where the disk
+/// dies.
 fn workload(writer: &Writer, model: &mut Model) {
     for step in 0..36_usize {
         let bytes = 100 + step * 211 % 1900;
@@ -80,15 +82,13 @@ fn death_while_opening_again_and_again_loses_nothing_that_was_synced() {
     let (start, before) = earlier();
     for seed in 0..40 {
         let (mut disk, mut model) = (start.snapshot(), before.clone());
-        let mut tag = 2;
-        for point in 1.. {
+        for (tag, point) in (2..).zip(1..) {
             disk.die_at(disk.operations() + point);
             let opened = open_log(&disk, tag, model.trimmed);
             if opened.is_ok() && !disk.is_dead() {
                 break;
             }
             disk = disk.crash(seed * 1000 + point);
-            tag += 1;
         }
         let disk = disk.crash(seed);
         model.reopen(&disk, 200);

@@ -1,4 +1,5 @@
-//! Random appends, syncs, trims, crashes and restarts against a model: what was synced is there, what is there was appended, in order, without a hole.
+//! Random appends, syncs, trims, crashes and restarts against a model: what was synced is there, what is
+//! there was appended, in order, without a hole.
 
 mod support;
 
@@ -127,7 +128,7 @@ impl World {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 400,
+        cases: std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(400),
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct("proptest-regressions/model.txt"))),
         ..ProptestConfig::default()
     })]

@@ -45,7 +45,8 @@ impl Folder {
         &self.path
     }
 
-    /// Takes the lock file `name` for this process, or says `None` when another holds it. Held until the lock is dropped.
+    /// Takes the lock file `name` for this process, or says `None` when another holds it. Held until the lock
+    /// is dropped.
     ///
     /// # Errors
     /// What the host says, other than that the lock is taken.
@@ -83,7 +84,8 @@ impl Disk for Folder {
         let place = self.place(name)?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(&place)?;
         if let Err(error) = allocate(&file, allocate_bytes) {
-            std::fs::remove_file(&place)?;
+            // Why there is no room says more than why an empty file stays.
+            let _ = std::fs::remove_file(&place);
             return Err(error);
         }
         Ok(Arc::new(RealFile { file }))
@@ -119,7 +121,8 @@ impl Disk for Folder {
     }
 }
 
-/// Allocates blocks, so that no later write finds the disk full. fs2's `allocate` loses the error number, so not that.
+/// Allocates blocks, so that no later write finds the disk full. fs2's `allocate` loses the error number, so
+/// not that.
 fn allocate(file: &File, bytes: u64) -> io::Result<()> {
     if bytes == 0 {
         return Ok(());

@@ -1,10 +1,12 @@
 //! The disk as the log and other local files see it: one flat folder of files.
 //!
-//! This is the seam at which faults and simulation enter: [`Folder`] is the real one, `sim::SimDisk` one in memory.
+//! This is the seam at which faults and simulation enter: [`Folder`] is the real one, `sim::SimDisk` one in
+//! memory.
 //!
 //! # Crash consistency
 //!
-//! Bytes of a file are on the medium after [`DiskFile::sync_data`], names after [`Disk::sync`]; before that each may be there,
+//! Bytes of a file are on the medium after [`DiskFile::sync_data`], names after [`Disk::sync`]; before that
+//! each may be there,
 //! or not, or in part, in any order.
 
 mod folder;
@@ -20,7 +22,8 @@ pub trait Disk: Send + Sync + Debug {
     /// Makes a new file of `allocate_bytes` zero bytes whose blocks are allocated.
     ///
     /// # Errors
-    /// `AlreadyExists` if the name is taken; `StorageFull` if there is no room, and then there is no file either.
+    /// `AlreadyExists` if the name is taken; `StorageFull` if there is no room, and then there is no file
+    /// either.
     fn create(&self, name: &str, allocate_bytes: u64) -> io::Result<Arc<dyn DiskFile>>;
 
     /// Opens a file for reading and writing.
@@ -94,7 +97,8 @@ pub trait DiskFile: Send + Sync + Debug {
     /// Brings bytes and length to the medium (fdatasync).
     ///
     /// # Errors
-    /// What the disk says. What was not synced before may never reach the medium; to sync again proves nothing.
+    /// What the disk says. What was not synced before may never reach the medium; to sync again proves
+    /// nothing.
     fn sync_data(&self) -> io::Result<()>;
 
     /// Cuts or extends with zeros. Durable after [`DiskFile::sync_data`].

@@ -2,22 +2,31 @@
 //!
 //! # Fault model
 //!
-//! - **Bytes.** A sector is 512 bytes. What was written and not synced is kept, dropped or torn sector by sector at [`SimDisk::crash`]: each
-//!   sector independently holds its last synced bytes or those after any later write to it. So writes to different sectors are reordered at
-//!   will, and one write is torn at any sectors; within a sector nothing is torn. Length changes are kept or dropped likewise.
-//! - **Names.** Create, rename and remove, as long as they are not followed by [`Disk::sync`], each happened or not, independently, except that an
+//! - **Bytes.** A sector is 512 bytes. What was written and not synced is kept, dropped or torn sector by
+//!   sector at [`SimDisk::crash`]: each
+//!   sector independently holds its last synced bytes or those after any later write to it. So writes to
+//!   different sectors are reordered at
+//!   will, and one write is torn at any sectors; within a sector nothing is torn. Length changes are kept or
+//!   dropped likewise.
+//! - **Names.** Create, rename and remove, as long as they are not followed by [`Disk::sync`], each happened
+//!   or not, independently, except that an
 //!   operation on a name did not happen if an earlier one on that name did not.
-//! - **A failed sync** ([`SimDisk::fail_syncs`], [`SimDisk::fail_at`]) marks the file's sectors clean: reads still see them, the medium never will, until they are
+//! - **A failed sync** ([`SimDisk::fail_syncs`], [`SimDisk::fail_at`]) marks the file's sectors clean: reads
+//!   still see them, the medium never will, until they are
 //!   written again. A failed folder sync leaves the names in doubt.
 //! - **A lying sync** ([`SimDisk::lie`]) says it succeeded and did nothing.
 //! - **A failed write** leaves its first half (whole sectors) in the file.
-//! - **Death** at an operation ([`SimDisk::die_at`]): that operation is as if issued and not completed, every later call fails.
-//! - **A full disk** ([`SimDisk::set_capacity`]): allocation and growth beyond it fail; writes to what is allocated do not.
-//! - **Rot** ([`SimDisk::flip_bit`]) and **an older copy put back** ([`SimDisk::snapshot`], [`SimDisk::put_back`]).
+//! - **Death** at an operation ([`SimDisk::die_at`]): that operation is as if issued and not completed, every
+//!   later call fails.
+//! - **A full disk** ([`SimDisk::set_capacity`]): allocation and growth beyond it fail; writes to what is
+//!   allocated do not.
+//! - **Rot** ([`SimDisk::flip_bit`]) and **an older copy put back** ([`SimDisk::snapshot`],
+//!   [`SimDisk::put_back`]).
 //!
 //! Not modelled: sectors damaged by a write to their neighbours, a medium that loses what was synced.
 //!
-//! Operations that change something or sync are counted from 1; reads and lists are not. All is deterministic: the seed decides.
+//! Operations that change something or sync are counted from 1; reads and lists are not. All is
+//! deterministic: the seed decides.
 
 mod media;
 
@@ -164,7 +173,8 @@ impl SimDisk {
         self.lock().media.flip_bit(name, offset, bit)
     }
 
-    /// What survives the loss of power now, as a new disk without faults. This disk stays as it is, so that other seeds can be tried.
+    /// What survives the loss of power now, as a new disk without faults. This disk stays as it is, so that
+    /// other seeds can be tried.
     #[must_use]
     pub fn crash(&self, seed: u64) -> SimDisk {
         SimDisk::of(self.lock().media.crash(&mut Prng::new(seed)))

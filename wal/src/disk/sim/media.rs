@@ -234,7 +234,8 @@ impl Inode {
             }
             bytes.resize(*length, 0);
         }
-        // A sector's later versions cannot be there without it having been written at all; each may be its last.
+        // A sector's later versions cannot be there without it having been written at all; each may be its
+        // last.
         let mut stopped = BTreeSet::new();
         for (sector, version) in &self.pending {
             if stopped.contains(sector) {

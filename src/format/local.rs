@@ -1,0 +1,36 @@
+//! The small files of the state directory: which log this is, and what has been seen in the bucket. Sealed bodies.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ids::{Epoch, Generation, LogId},
+    manifest::Digest,
+};
+
+/// Name of the file with [`LogIdentity`].
+pub const LOG: &str = "log";
+/// Name of the file with [`Seen`].
+pub const SEEN: &str = "seen";
+/// Tenures that a log identity remembers. A manifest of one that is forgotten is older than as many openings.
+pub const TENURES_MAX: usize = 64;
+
+/// Which log the folder beside it holds. A copy of the folder that another host then writes to has other tenures, so the
+/// two logs are told apart although they share an id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogIdentity {
+    /// The log.
+    pub log: LogId,
+    /// Generation and nonce of the claims under which it was written, oldest first.
+    pub tenures: Vec<(Generation, u64)>,
+}
+
+/// The newest epoch that this host has seen published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Tenure that published it.
+    pub generation: Generation,
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Digest of the manifest's bytes.
+    pub digest: Digest,
+}

@@ -1,0 +1,114 @@
+//! What changed since a checkpoint: the newest place of each block, and the objects that brought it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::extents::ExtentMap;
+use crate::format::{
+    ids::{Epoch, ObjectRef, Sequence},
+    index::{FrameKind, Index, Run},
+    manifest::{ListedObject, SnapshotChange},
+    page::{Extent, ObjectInfo, Target},
+};
+
+/// Changes of the maps that no checkpoint holds yet.
+#[derive(Clone, Debug)]
+pub struct Delta {
+    block_bytes: u64,
+    /// Newest place of each block.
+    pub extents: ExtentMap,
+    /// The objects, in the order in which a manifest lists them.
+    pub listed: Vec<ListedObject>,
+    /// What each of them still has in `extents`.
+    pub objects: BTreeMap<Sequence, ObjectInfo>,
+    /// Changes of the snapshot table.
+    pub snapshots: Vec<SnapshotChange>,
+    /// The newest cut in it.
+    pub epoch: Epoch,
+}
+
+/// An object of a cut: as the manifest lists it, and what its index says.
+#[derive(Clone, Debug)]
+pub struct NewObject {
+    /// As the manifest lists it.
+    pub listed: ListedObject,
+    /// Its place and salt.
+    pub object: ObjectRef,
+    /// Its index.
+    pub index: Arc<Index>,
+}
+
+impl NewObject {
+    /// What the object table will say of it if nothing in it is overwritten.
+    #[must_use]
+    pub fn info(&self) -> ObjectInfo {
+        let plain_bytes = self.index.frames.iter().map(|frame| u64::from(frame.plain_bytes)).sum();
+        ObjectInfo {
+            generation: self.listed.generation,
+            bytes: self.listed.bytes,
+            plain_bytes,
+            live_bytes: plain_bytes,
+            born: self.listed.epoch,
+            died: (plain_bytes == 0).then_some(self.listed.epoch),
+        }
+    }
+}
+
+impl Delta {
+    /// Nothing changed since the checkpoint at `epoch`.
+    #[must_use]
+    pub fn new(block_bytes: u32, epoch: Epoch) -> Self {
+        Self {
+            block_bytes: block_bytes.into(),
+            extents: ExtentMap::default(),
+            listed: Vec::new(),
+            objects: BTreeMap::new(),
+            snapshots: Vec::new(),
+            epoch,
+        }
+    }
+
+    /// Whether a checkpoint would have nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.listed.is_empty() && self.snapshots.is_empty()
+    }
+
+    /// Lays one object of a cut on top. The objects of one cut hold different blocks, so their order does not matter;
+    /// cuts are applied in the order of their epochs.
+    pub fn apply(&mut self, new: &NewObject) {
+        let epoch = new.listed.epoch;
+        self.epoch = self.epoch.max(epoch);
+        self.listed.push(new.listed);
+        self.objects.insert(new.listed.sequence, new.info());
+        for run in &new.index.holes {
+            self.lay(*run, Target::Hole, epoch);
+        }
+        for run in &new.index.lost {
+            self.lay(*run, Target::Lost, epoch);
+        }
+        for (number, frame) in (0..).zip(&new.index.frames) {
+            let (FrameKind::Data(runs), Some(place)) = (&frame.kind, new.index.place(new.object, number))
+            else {
+                continue;
+            };
+            let target = Target::Frame(Arc::new(place), 0);
+            let mut offset = 0;
+            for run in runs {
+                self.lay(*run, target.skip(offset), epoch);
+                offset += run.count;
+            }
+        }
+    }
+
+    fn lay(&mut self, run: Run, target: Target, epoch: Epoch) {
+        let Self { extents, objects, block_bytes, .. } = self;
+        extents.insert(Extent { block: run.block, count: run.count, target }, |old| {
+            let Target::Frame(frame, _) = &old.target else { return };
+            let Some(info) = objects.get_mut(&frame.object.sequence) else { return };
+            info.live_bytes = info.live_bytes.saturating_sub(old.count * *block_bytes);
+            if info.live_bytes == 0 {
+                info.died.get_or_insert(epoch);
+            }
+        });
+    }
+}

@@ -1,0 +1,131 @@
+//! Changes as they are merged into trees: of the block map by a delta, and of the object table by what the block map
+//! let go.
+
+use std::collections::BTreeMap;
+
+use super::{delta::Delta, extents::ExtentMap, tree::Changes};
+use crate::format::{
+    ids::{Epoch, Sequence},
+    index::{MapKind, Run},
+    page::{Extent, ObjectInfo, Page, Target},
+};
+
+/// A delta's extents, as changes of the block map.
+#[derive(Debug)]
+pub struct BlockChanges<'a> {
+    extents: &'a ExtentMap,
+    highest: Option<u64>,
+}
+
+impl<'a> BlockChanges<'a> {
+    /// The changes that `delta` makes.
+    #[must_use]
+    pub fn new(delta: &'a Delta) -> Self {
+        let last = delta.extents.iter().filter(|extent| extent.target != Target::Hole).last();
+        Self { extents: &delta.extents, highest: last.map(|extent| extent.block + (extent.count - 1)) }
+    }
+}
+
+fn run(first: u64, last: u64) -> Run {
+    Run { block: first, count: (last - first).saturating_add(1) }
+}
+
+impl Changes for BlockChanges<'_> {
+    const MAP: MapKind = MapKind::Blocks;
+
+    fn touches(&self, first: u64, last: u64) -> bool {
+        self.extents.overlapping(run(first, last)).next().is_some()
+    }
+
+    fn creates(&self, first: u64, last: u64) -> bool {
+        self.extents.overlapping(run(first, last)).any(|extent| extent.target != Target::Hole)
+    }
+
+    fn highest(&self) -> Option<u64> {
+        self.highest
+    }
+
+    fn merge(&self, old: Option<&Page>, first: u64, last: u64, replaced: &mut dyn FnMut(&Extent)) -> Page {
+        let mut merged = ExtentMap::default();
+        if let Some(Page::Blocks(extents)) = old {
+            extents.iter().for_each(|extent| merged.insert(extent.clone(), |_| {}));
+        }
+        for extent in self.extents.overlapping(run(first, last)) {
+            merged.insert(extent, |old| replaced(&old));
+        }
+        Page::Blocks(merged.iter().filter(|extent| extent.target != Target::Hole).collect())
+    }
+}
+
+/// What happens to an object's entry in the object table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObjectChange {
+    /// It is new: this is its entry.
+    New(ObjectInfo),
+    /// The maps let go of this many bytes of plaintext in it.
+    Freed(u64),
+}
+
+/// Changes of the object table by one checkpoint.
+#[derive(Clone, Debug, Default)]
+pub struct ObjectChanges {
+    /// The checkpoint's epoch: what loses its last live byte died then.
+    pub epoch: Epoch,
+    /// By object number.
+    pub changes: BTreeMap<Sequence, ObjectChange>,
+}
+
+impl ObjectChanges {
+    /// The maps let go of `bytes` of plaintext in an object.
+    pub fn free(&mut self, sequence: Sequence, bytes: u64) {
+        match self.changes.entry(sequence).or_insert(ObjectChange::Freed(0)) {
+            ObjectChange::New(info) => release(info, bytes, self.epoch),
+            ObjectChange::Freed(freed) => *freed += bytes,
+        }
+    }
+}
+
+fn release(info: &mut ObjectInfo, bytes: u64, epoch: Epoch) {
+    info.live_bytes = info.live_bytes.saturating_sub(bytes);
+    if info.live_bytes == 0 {
+        info.died.get_or_insert(epoch);
+    }
+}
+
+impl Changes for ObjectChanges {
+    const MAP: MapKind = MapKind::Objects;
+
+    fn touches(&self, first: u64, last: u64) -> bool {
+        self.changes.range(Sequence(first)..=Sequence(last)).next().is_some()
+    }
+
+    fn creates(&self, first: u64, last: u64) -> bool {
+        let mut range = self.changes.range(Sequence(first)..=Sequence(last));
+        range.any(|(_, change)| matches!(change, ObjectChange::New(_)))
+    }
+
+    fn highest(&self) -> Option<u64> {
+        let mut descending = self.changes.iter().rev();
+        descending.find(|(_, change)| matches!(change, ObjectChange::New(_))).map(|(sequence, _)| sequence.0)
+    }
+
+    fn merge(&self, old: Option<&Page>, first: u64, last: u64, _: &mut dyn FnMut(&Extent)) -> Page {
+        let mut entries: BTreeMap<Sequence, ObjectInfo> = match old {
+            Some(Page::Objects(entries)) => entries.iter().copied().collect(),
+            _ => BTreeMap::new(),
+        };
+        for (sequence, change) in self.changes.range(Sequence(first)..=Sequence(last)) {
+            match change {
+                ObjectChange::New(info) => {
+                    entries.insert(*sequence, *info);
+                }
+                ObjectChange::Freed(bytes) => {
+                    if let Some(info) = entries.get_mut(sequence) {
+                        release(info, *bytes, self.epoch);
+                    }
+                }
+            }
+        }
+        Page::Objects(entries.into_iter().collect())
+    }
+}

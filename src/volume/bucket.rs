@@ -1,0 +1,276 @@
+//! A volume's part of the bucket as those with the keys see it: header, slots, claims, manifests, indexes.
+//!
+//! Reads only what it names; writes claims, manifests and objects, and never the same name with other bytes.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use super::error::{FrameError, VolumeError};
+use crate::{
+    format::{
+        claim::Claim,
+        codec,
+        envelope::Content,
+        header::{Header, Protection},
+        ids::{Epoch, Generation, ObjectRef},
+        index::Index,
+        manifest::{Digest, ListedObject, Manifest, ManifestLink},
+        names, object,
+        slot::Slot,
+    },
+    map::delta::NewObject,
+    seal::{
+        SealError, frame,
+        keys::Keys,
+        slot::{Secret, UnlockError, unwrap},
+        small,
+    },
+    store::{ErrorKind, Put, PutMode, Range, Store},
+};
+
+/// SHA-256 of the bytes of an object.
+#[must_use]
+pub fn digest(bytes: &[u8]) -> Digest {
+    Sha256::digest(bytes).into()
+}
+
+/// The volume in the bucket, unlocked.
+#[derive(Clone, Debug)]
+pub struct Bucket {
+    /// The store, below the volume's prefix.
+    pub store: Arc<dyn Store>,
+    /// The header.
+    pub header: Header,
+    /// Digest of the header's bytes.
+    pub header_digest: Digest,
+    /// The keys.
+    pub keys: Arc<Keys>,
+}
+
+/// A manifest that was read: what it says, and how others refer to it.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// What it says.
+    pub manifest: Manifest,
+    /// Its name and digest.
+    pub link: ManifestLink,
+}
+
+async fn get_whole(store: &dyn Store, name: &str) -> Result<Option<Bytes>, VolumeError> {
+    match store.get(name, Range::Full).await {
+        Ok(got) => Ok(Some(got.bytes)),
+        Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Bucket {
+    /// Reads the header alone: no secret needed.
+    pub async fn header(store: &dyn Store) -> Result<(Header, Digest), VolumeError> {
+        let bytes = get_whole(store, names::HEADER).await?.ok_or(VolumeError::NoVolume)?;
+        let header = Header::decode(&bytes).map_err(|error| VolumeError::damaged(names::HEADER, error))?;
+        Ok((header, digest(&bytes)))
+    }
+
+    /// Reads header and key slots, and opens the volume with `secret`: one derivation a slot at most.
+    pub async fn unlock(store: Arc<dyn Store>, secret: &Secret) -> Result<Self, VolumeError> {
+        let (header, header_digest) = Self::header(&*store).await?;
+        match (header.protection, secret) {
+            (Protection::Secret, Secret::Nothing) => return Err(VolumeError::SecretNeeded),
+            (Protection::Open, Secret::Password(_) | Secret::KeyFile(_)) => {
+                return Err(VolumeError::SecretNotNeeded);
+            }
+            _ => {}
+        }
+        let mut tried = 0;
+        let mut damage = Vec::new();
+        for listed in store.list(names::KEYS, None, None).await? {
+            let Some(bytes) = get_whole(&*store, &listed.key).await? else { continue };
+            let slot = match Slot::decode(&bytes) {
+                Ok(slot) => slot,
+                Err(error) => {
+                    damage.push(format!("{}: {error}", listed.key));
+                    continue;
+                }
+            };
+            match unwrap(&slot, secret, header.volume) {
+                Ok(master) => {
+                    let keys = Arc::new(Keys::new(header.volume, &master));
+                    return Ok(Self { store, header, header_digest, keys });
+                }
+                Err(UnlockError::OtherKind) => {}
+                Err(UnlockError::WrongSecret) => tried += 1,
+                Err(error) => damage.push(format!("{}: {error}", listed.key)),
+            }
+        }
+        if damage.is_empty() && tried > 0 {
+            return Err(VolumeError::WrongSecret { slots: tried });
+        }
+        let detail = if damage.is_empty() { "there is none".to_owned() } else { damage.join("; ") };
+        Err(VolumeError::NoSlot { detail })
+    }
+
+    /// Block size, bytes.
+    #[must_use]
+    pub fn block_bytes(&self) -> u32 {
+        self.header.block_bytes
+    }
+
+    /// Names of all manifests, newest last.
+    pub async fn list_manifests(&self) -> Result<Vec<(Generation, Epoch)>, VolumeError> {
+        let listed = self.store.list(names::MANIFESTS, None, None).await?;
+        Ok(listed.iter().filter_map(|line| names::parse_manifest(&line.key)).collect())
+    }
+
+    /// Reads one manifest; `None` where there is none of that name.
+    pub async fn load_manifest(
+        &self,
+        generation: Generation,
+        epoch: Epoch,
+    ) -> Result<Option<Published>, VolumeError> {
+        let name = names::manifest(generation, epoch);
+        let Some(bytes) = get_whole(&*self.store, &name).await? else { return Ok(None) };
+        let plain = small::open(&self.keys, Content::Manifest, &name, &bytes)
+            .map_err(|error| VolumeError::damaged(&name, error))?;
+        let manifest = Manifest::decode(&plain).map_err(|error| VolumeError::damaged(&name, error))?;
+        let is_itself = manifest.generation == generation
+            && manifest.epoch == epoch
+            && manifest.volume == self.header.volume
+            && manifest.header == self.header_digest;
+        if !is_itself {
+            return Err(VolumeError::damaged(&name, SealError::Broken));
+        }
+        manifest.owners.iter().for_each(|owner| self.keys.add_owner(owner));
+        Ok(Some(Published { manifest, link: ManifestLink { generation, epoch, digest: digest(&bytes) } }))
+    }
+
+    /// The newest manifest, which must be whole, and whose parent must be what it says where it was kept.
+    pub async fn newest_manifest(&self) -> Result<Published, VolumeError> {
+        let names = self.list_manifests().await?;
+        let (generation, epoch) =
+            *names.last().ok_or_else(|| VolumeError::NoManifest { detail: "there is none".to_owned() })?;
+        let newest = self.load_manifest(generation, epoch).await?;
+        let newest = newest.ok_or_else(|| VolumeError::NoManifest {
+            detail: format!("{} was listed and is gone", names::manifest(generation, epoch)),
+        })?;
+        if let Some(parent) = newest.manifest.parent
+            && parent.epoch >= newest.manifest.oldest_kept
+        {
+            self.check_parent(parent).await?;
+        }
+        Ok(newest)
+    }
+
+    async fn check_parent(&self, parent: ManifestLink) -> Result<(), VolumeError> {
+        let name = names::manifest(parent.generation, parent.epoch);
+        match get_whole(&*self.store, &name).await? {
+            Some(bytes) if digest(&bytes) == parent.digest => Ok(()),
+            Some(_) => Err(VolumeError::damaged(&name, SealError::Broken)),
+            None => Err(VolumeError::NoManifest {
+                detail: format!("{name}, the newest one's parent, is missing"),
+            }),
+        }
+    }
+
+    /// Seals and puts a manifest. Durable on `Ok`; it counts as published only after the check of claims.
+    pub async fn put_manifest(&self, manifest: &Manifest, salt: [u8; 16]) -> Result<Published, VolumeError> {
+        self.put_manifest_as(manifest, salt, PutMode::Create).await
+    }
+
+    /// The same, and for `init` over one that an init left that did not come to its end.
+    pub async fn put_manifest_as(
+        &self,
+        manifest: &Manifest,
+        salt: [u8; 16],
+        mode: PutMode,
+    ) -> Result<Published, VolumeError> {
+        let name = names::manifest(manifest.generation, manifest.epoch);
+        let plain = manifest.encode().map_err(|error| VolumeError::damaged(&name, error))?;
+        let bytes = small::seal(&self.keys, Content::Manifest, &name, salt, &plain);
+        let link =
+            ManifestLink { generation: manifest.generation, epoch: manifest.epoch, digest: digest(&bytes) };
+        match self.store.put(&name, &[bytes.into()], mode).await? {
+            Put::Created => Ok(Published { manifest: manifest.clone(), link }),
+            // Only another writer of this very generation could have put it: ours is not the one that serves.
+            Put::Exists => Err(VolumeError::Fenced { ours: manifest.generation, found: manifest.generation }),
+        }
+    }
+
+    /// Names of all claims above `after`, oldest first.
+    pub async fn list_claims(
+        &self,
+        after: Option<Generation>,
+    ) -> Result<Vec<(Generation, u64)>, VolumeError> {
+        let start = after.map(names::after_claims);
+        let listed = self.store.list(names::CLAIMS, start.as_deref(), None).await?;
+        Ok(listed.iter().filter_map(|line| names::parse_claim(&line.key)).collect())
+    }
+
+    /// Reads one claim.
+    pub async fn load_claim(&self, generation: Generation, nonce: u64) -> Result<Claim, VolumeError> {
+        let name = names::claim(generation, nonce);
+        let bytes = self.store.get(&name, Range::Full).await?.bytes;
+        let plain = small::open(&self.keys, Content::Claim, &name, &bytes)
+            .map_err(|error| VolumeError::damaged(&name, error))?;
+        codec::decode("claim", &plain).map_err(|error| VolumeError::damaged(&name, error))
+    }
+
+    /// Seals and puts a claim.
+    pub async fn put_claim(&self, claim: &Claim, salt: [u8; 16]) -> Result<Put, VolumeError> {
+        let name = names::claim(claim.generation, claim.nonce);
+        let plain = codec::encode("claim", claim).map_err(|error| VolumeError::damaged(&name, error))?;
+        let bytes = small::seal(&self.keys, Content::Claim, &name, salt, &plain);
+        Ok(self.store.put(&name, &[bytes.into()], PutMode::Create).await?)
+    }
+
+    /// Reads the index of an object of this volume that a manifest lists: one suffix read.
+    pub async fn load_index(&self, listed: ListedObject) -> Result<NewObject, VolumeError> {
+        let name = names::object(listed.generation, listed.sequence);
+        let length = u64::from(listed.index_bytes) + object::FOOTER_BYTES as u64;
+        let reference = listed.place(self.header.volume);
+        let tail = match self.store.get(&name, Range::Suffix { length }).await {
+            Ok(tail) => tail,
+            Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => {
+                return Err(VolumeError::MissingObject { name });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let sealed = tail.bytes.len().checked_sub(object::FOOTER_BYTES).map(|end| tail.bytes.slice(..end));
+        match sealed {
+            Some(sealed) if tail.object_bytes == listed.bytes && digest(&sealed) == listed.digest => {}
+            _ => return Err(VolumeError::damaged(&name, SealError::Broken)),
+        }
+        let index = self.open_index(reference, &tail.bytes, tail.object_bytes)?;
+        Ok(NewObject { listed, object: reference, index: Arc::new(index) })
+    }
+
+    /// Opens the index in the last bytes of an object.
+    pub fn open_index(
+        &self,
+        reference: ObjectRef,
+        tail: &[u8],
+        object_bytes: u64,
+    ) -> Result<Index, VolumeError> {
+        let name = names::object(reference.generation, reference.sequence);
+        let footer =
+            object::Footer::decode(tail, object_bytes).map_err(|error| VolumeError::damaged(&name, error))?;
+        let place = footer.index(reference);
+        let sealed = tail
+            .len()
+            .checked_sub(object::FOOTER_BYTES + footer.index_bytes as usize)
+            .map(|start| &tail[start..tail.len() - object::FOOTER_BYTES])
+            .ok_or_else(|| VolumeError::frame(&place, FrameError::Short))?;
+        let key =
+            self.keys.object(&reference).ok_or_else(|| VolumeError::frame(&place, FrameError::Owner))?;
+        let plain = frame::open(&key.cipher(), &place, sealed)
+            .map_err(|error| VolumeError::frame(&place, error.into()))?;
+        let index = Index::decode(&plain, self.block_bytes())
+            .map_err(|error| VolumeError::frame(&place, error.into()))?;
+        if index.generation != reference.generation || index.sequence != reference.sequence {
+            return Err(VolumeError::frame(&place, SealError::Broken.into()));
+        }
+        Ok(index)
+    }
+}

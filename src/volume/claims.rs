@@ -1,0 +1,113 @@
+//! Who may write: claims, and the check after every publish.
+//!
+//! # Overview
+//! A claimant (1) puts a claim above all that it lists, (2) lists again: with another of the same generation it takes a
+//! higher one and begins anew, with a higher one it lost, (3) reads the newest manifest, (4) puts its own first one on
+//! top, (5) lists once more and serves only if its claim is still the highest. After every publish, and before it
+//! trims the log, answers a remote flush or deletes anything, a writer asks whether there is a claim above its own.
+//!
+//! # Invariants
+//! - Everyone writes, then reads. Either (3) sees an old writer's manifest, or that manifest came after (1), and the
+//!   old writer's check sees the claim and does not count the manifest as published.
+//! - Two claimants of one generation cannot both miss the other at (2): a generation that serves is unique, and with
+//!   it every name it writes.
+//! - Claims are never deleted while the volume lives.
+//!
+//! Needs a store whose PUT is seen by the next GET and LIST; no conditional writes.
+
+use super::{
+    bucket::{Bucket, Published},
+    env::{Env, random_bytes},
+    error::VolumeError,
+};
+use crate::{
+    format::{
+        claim::{Claim, Writer},
+        ids::{Epoch, Generation, LogId},
+        manifest::Manifest,
+    },
+    store::Put,
+};
+
+/// A claim that was put, before it serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tenure {
+    /// Its generation.
+    pub generation: Generation,
+    /// Its nonce.
+    pub nonce: u64,
+}
+
+/// This process, as it signs claims and manifests.
+#[must_use]
+pub fn writer(env: &Env) -> Writer {
+    Writer { host: env.host.clone(), pid: std::process::id(), version: env!("CARGO_PKG_VERSION").to_owned() }
+}
+
+/// Steps (1) and (2): puts a claim that is the highest and alone of its generation.
+///
+/// # Errors
+/// `Fenced` where a higher claim came in between.
+pub async fn claim(
+    bucket: &Bucket,
+    env: &Env,
+    log: LogId,
+    from: (Generation, Epoch),
+) -> Result<Tenure, VolumeError> {
+    let highest = bucket.list_claims(None).await?.last().map(|claim| claim.0);
+    let mut generation = highest.max(Some(from.0)).unwrap_or_default().next();
+    loop {
+        let nonce = u64::from_le_bytes(random_bytes(&*env.random));
+        let claim = Claim {
+            generation,
+            nonce,
+            from: Some(from),
+            writer: writer(env),
+            log,
+            time_ms: env.clock.now_ms(),
+        };
+        let put = bucket.put_claim(&claim, random_bytes(&*env.random)).await?;
+        let before = Generation(generation.0 - 1);
+        let claims = bucket.list_claims(Some(before)).await?;
+        if let Some(higher) = claims.iter().find(|claim| claim.0 > generation) {
+            return Err(VolumeError::Fenced { ours: generation, found: higher.0 });
+        }
+        let alone = claims.iter().all(|claim| claim.1 == nonce);
+        if alone && put == Put::Created {
+            return Ok(Tenure { generation, nonce });
+        }
+        tracing::info!(%generation, "another host claimed the same generation at the same moment: claiming a higher one");
+        generation = generation.next();
+    }
+}
+
+/// Step (4): the same state as `newest`, under the new tenure. `changed` sets what the tenure changes.
+pub async fn put_first_manifest(
+    bucket: &Bucket,
+    env: &Env,
+    tenure: Tenure,
+    newest: &Published,
+    changed: impl FnOnce(&mut Manifest),
+) -> Result<Published, VolumeError> {
+    let mut first = newest.manifest.clone();
+    first.generation = tenure.generation;
+    first.nonce = tenure.nonce;
+    first.epoch = newest.manifest.epoch.next();
+    first.parent = Some(newest.link);
+    first.writer = writer(env);
+    first.time_ms = env.clock.now_ms();
+    first.closed = false;
+    changed(&mut first);
+    bucket.put_manifest(&first, random_bytes(&*env.random)).await
+}
+
+/// Step (5), and the check after every publish: is there a claim above this one?
+///
+/// # Errors
+/// `Fenced` if so: what was just put does not count as published.
+pub async fn check(bucket: &Bucket, tenure: Tenure) -> Result<(), VolumeError> {
+    match bucket.list_claims(Some(tenure.generation)).await?.last() {
+        Some(higher) => Err(VolumeError::Fenced { ours: tenure.generation, found: higher.0 }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,159 @@
+//! The parts of an open volume that its tasks share.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use tokio::sync::{Notify, Semaphore, watch};
+use wal::Lsn;
+
+use super::{
+    bucket::Bucket, env::Env, error::VolumeError, frames::Frames, log::Log, payload::PayloadMemory,
+    readahead::Streams, settings::Settings, state::State, waiters::Waiters,
+};
+use crate::format::ids::{Epoch, Generation};
+
+/// Shared by the server's requests and the publisher.
+#[derive(Debug)]
+pub struct Core {
+    /// Outside.
+    pub env: Env,
+    /// The volume in the bucket.
+    pub bucket: Bucket,
+    /// As opened.
+    pub settings: Settings,
+    /// Ways to frames and pages.
+    pub frames: Frames,
+    /// The log; none where the volume is read-only.
+    pub log: Option<Arc<Log>>,
+    /// Unpublished data in memory.
+    pub payloads: Arc<PayloadMemory>,
+    /// Everything below is in the bucket, and would be found by another host.
+    pub published: Waiters,
+    /// Progress of publishing, for those who wait for more than an LSN.
+    pub progress: watch::Sender<Progress>,
+    /// Wakes the publisher: there may be a reason to cut.
+    pub cut_wanted: Notify,
+    /// Objects being packed or uploaded hold one each.
+    pub upload_slots: Semaphore,
+    /// Cuts up to this LSN are wanted at once.
+    cut_to: Mutex<Lsn>,
+    streams: Mutex<Streams>,
+    failed: watch::Sender<bool>,
+    state: RwLock<State>,
+}
+
+/// What has been published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Tenure.
+    pub generation: Generation,
+    /// Newest epoch.
+    pub epoch: Epoch,
+    /// How far into the log it reaches.
+    pub lsn: Lsn,
+}
+
+impl Core {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(
+        env: Env,
+        bucket: Bucket,
+        settings: Settings,
+        frames: Frames,
+        log: Option<Arc<Log>>,
+        payloads: Arc<PayloadMemory>,
+        state: State,
+    ) -> Self {
+        let uploads_max = settings.uploads_max.max(1);
+        Self {
+            env,
+            bucket,
+            settings,
+            frames,
+            log,
+            payloads,
+            published: Waiters::default(),
+            progress: watch::Sender::default(),
+            cut_wanted: Notify::new(),
+            upload_slots: Semaphore::new(uploads_max),
+            cut_to: Mutex::default(),
+            streams: Mutex::default(),
+            failed: watch::Sender::new(false),
+            state: RwLock::new(state),
+        }
+    }
+
+    /// The state, for reading. Never held across an await.
+    pub fn state(&self) -> std::sync::RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, for changing. Never held across an await.
+    pub fn state_mut(&self) -> std::sync::RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The log.
+    ///
+    /// # Errors
+    /// `ReadOnly` where there is none.
+    pub fn log(&self) -> Result<&Arc<Log>, VolumeError> {
+        self.log.as_ref().ok_or(VolumeError::ReadOnly)
+    }
+
+    /// The LSN up to which a cut is wanted at once.
+    pub fn cut_to(&self) -> MutexGuard<'_, Lsn> {
+        self.cut_to.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for everything below `lsn` to be published as soon as may be.
+    pub fn want_cut(&self, lsn: Lsn) {
+        let mut wanted = self.cut_to();
+        *wanted = (*wanted).max(lsn);
+        drop(wanted);
+        self.cut_wanted.notify_one();
+    }
+
+    /// The streams of reads.
+    pub fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing more is acknowledged, for this reason; the first one stays. Everybody who waits gets it.
+    pub fn fail(&self, error: VolumeError) {
+        if self.check().is_ok() {
+            tracing::error!(%error, "the volume takes no more requests");
+        }
+        self.fail_quietly(error);
+    }
+
+    /// The same, where it is no news.
+    pub fn fail_quietly(&self, error: VolumeError) {
+        self.state_mut().fault.get_or_insert(error);
+        self.failed.send_replace(true);
+        self.published.end();
+        if let Some(log) = &self.log {
+            log.end_waits();
+        }
+        self.cut_wanted.notify_one();
+    }
+
+    /// Data that no published manifest holds yet, bytes; zeros are not counted.
+    pub fn unpublished_bytes(&self) -> u64 {
+        let state = self.state();
+        state.active.data_bytes() + state.frozen.iter().map(|frozen| frozen.layer.data_bytes()).sum::<u64>()
+    }
+
+    /// Returns once nothing more is acknowledged: why.
+    pub async fn failed(&self) -> VolumeError {
+        let mut failed = self.failed.subscribe();
+        // The sender lives as long as `self`.
+        let _ = failed.wait_for(|failed| *failed).await;
+        self.check().err().unwrap_or(VolumeError::Closed)
+    }
+
+    /// Why nothing may be acknowledged, if so.
+    pub fn check(&self) -> Result<(), VolumeError> {
+        self.state().fault.clone().map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,92 @@
+//! A volume as a block device.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{Volume, error::VolumeError, read::At, state::Source};
+use crate::nbd::{Device, DeviceError, DeviceExtent, DeviceInfo};
+
+/// Frames are read whole: requests of this size, aligned, waste nothing.
+const PREFERRED_BYTES: u32 = super::pack::FRAME_BYTES as u32;
+
+fn answer(error: VolumeError) -> DeviceError {
+    tracing::debug!(%error, "request failed");
+    error.device_error()
+}
+
+#[async_trait]
+impl Device for Volume {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo {
+            size_bytes: self.core().state().size_bytes,
+            preferred_block_bytes: self.core().bucket.block_bytes().clamp(4096, PREFERRED_BYTES),
+            read_only: self.core().log.is_none(),
+        }
+    }
+
+    async fn read(&self, offset: u64, length: u32) -> Result<Vec<Bytes>, DeviceError> {
+        let core = self.core();
+        core.check().map_err(answer)?;
+        core.note_read(offset, length.into());
+        let read = core.read(offset..offset + u64::from(length), At::Newest);
+        match core.settings.read_timeout {
+            None => read.await.map_err(answer),
+            Some(limit) => match tokio::time::timeout(limit, read).await {
+                Ok(result) => result.map_err(answer),
+                Err(_) => {
+                    tracing::warn!(offset, length, "a read timed out: the store does not answer");
+                    Err(DeviceError::Io)
+                }
+            },
+        }
+    }
+
+    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
+        self.core().write(offset, data).await.map_err(answer)?;
+        if fua { self.flush().await } else { Ok(()) }
+    }
+
+    async fn zero(&self, offset: u64, length: u64, _allocate: bool, fua: bool) -> Result<(), DeviceError> {
+        self.core().zero(offset, length).await.map_err(answer)?;
+        if fua { self.flush().await } else { Ok(()) }
+    }
+
+    async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), DeviceError> {
+        self.zero(offset, length, false, fua).await
+    }
+
+    async fn flush(&self) -> Result<(), DeviceError> {
+        self.core().flush().await.map_err(answer)
+    }
+
+    async fn cache(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
+        let core = self.core();
+        core.check().map_err(answer)?;
+        core.fetch_ahead(offset..offset + length).await.map_err(answer)
+    }
+
+    async fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        count_max: usize,
+    ) -> Result<Vec<DeviceExtent>, DeviceError> {
+        let core = self.core();
+        core.check().map_err(answer)?;
+        // Enough for any reply, and few enough pages that the answer comes soon; a client asks on from there.
+        let end = offset + length.min(1 << 36);
+        let segments = core.segments(offset..end, At::Newest).await.map_err(answer)?;
+        let mut extents: Vec<DeviceExtent> = Vec::new();
+        for segment in segments {
+            let hole = matches!(segment.source, Source::Zero);
+            let length = segment.range.end - segment.range.start;
+            let full = extents.len() == count_max;
+            match extents.last_mut() {
+                Some(last) if last.hole == hole => last.length += length,
+                _ if full => break,
+                _ => extents.push(DeviceExtent { length, hole }),
+            }
+        }
+        Ok(extents)
+    }
+}

@@ -1,0 +1,321 @@
+//! What can go wrong with a volume, classified once by what the caller must do.
+
+use std::sync::Arc;
+
+use crate::{
+    format::{
+        FormatError,
+        ids::{Epoch, FrameRef, Generation},
+    },
+    nbd::DeviceError,
+    seal::{SealError, small::OpenError},
+    store::{ErrorKind, StoreError},
+};
+
+/// What the caller has to do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Wait and call again.
+    Retry,
+    /// A change may have happened or may yet happen: find out before anything else.
+    OutcomeUnknown,
+    /// Another writer has the volume: stop.
+    Fenced,
+    /// Stored bytes are not what was written.
+    Corrupt,
+    /// No room.
+    Full,
+    /// The request can never succeed as it is.
+    Invalid,
+    /// The volume is not open any more.
+    Closed,
+}
+
+/// An error of the engine. Cheap to clone: one failure may be the answer to many requests.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The store's answer.
+    #[error("{0}")]
+    Store(#[source] Arc<StoreError>),
+    /// There is no volume of that name.
+    #[error("there is no volume here: the object \"volume\" does not exist (s3bd init makes one)")]
+    NoVolume,
+    /// There is one already.
+    #[error("there is a volume here already, made {created}; nothing was changed")]
+    Exists {
+        /// When, for people.
+        created: String,
+    },
+    /// No key slot opens.
+    #[error("wrong password or key file: none of the {slots} key slots of this volume opens with it")]
+    WrongSecret {
+        /// Slots tried.
+        slots: usize,
+    },
+    /// It needs a secret.
+    #[error(
+        "this volume is protected by a password: give it with --password-file, --password-command or S3BD_PASSWORD"
+    )]
+    SecretNeeded,
+    /// It needs none.
+    #[error("this volume has no password: open it with --no-password")]
+    SecretNotNeeded,
+    /// Slots are there, and none is whole.
+    #[error("no key slot is usable: {detail}")]
+    NoSlot {
+        /// What is wrong with them.
+        detail: String,
+    },
+    /// A small object in the bucket or a file in the state directory is not what was written.
+    #[error("{name}: {error}")]
+    Damaged {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        error: OpenError,
+    },
+    /// An object that a manifest lists does not exist.
+    #[error("{name}: a manifest lists it, and it is missing from the bucket")]
+    MissingObject {
+        /// Its name.
+        name: String,
+    },
+    /// A frame is not what was written.
+    #[error("{name}, frame {number} ({stored_bytes} bytes at {offset}): {error}")]
+    DamagedFrame {
+        /// Name of its object.
+        name: String,
+        /// Its number.
+        number: u32,
+        /// Where it begins in the object, bytes.
+        offset: u64,
+        /// Its length, bytes.
+        stored_bytes: u32,
+        /// What is wrong.
+        error: FrameError,
+    },
+    /// A range whose content is known to be lost.
+    #[error("blocks {first} to {last} are marked as lost: overwrite them to clear it")]
+    Lost {
+        /// First block.
+        first: u64,
+        /// Last block.
+        last: u64,
+    },
+    /// No manifest can be used.
+    #[error("no usable manifest: {detail}")]
+    NoManifest {
+        /// What was found.
+        detail: String,
+    },
+    /// The bucket holds an older state than this host has seen.
+    #[error(
+        "the bucket's newest epoch is {found} of generation {found_generation}, but this host has seen epoch {seen} of \
+         generation {seen_generation}: an older copy of the bucket was put back (--accept-rollback goes on with it)"
+    )]
+    RolledBack {
+        /// Newest epoch in the bucket.
+        found: Epoch,
+        /// Its generation.
+        found_generation: Generation,
+        /// Newest epoch seen here.
+        seen: Epoch,
+        /// Its generation.
+        seen_generation: Generation,
+    },
+    /// Another host holds the volume.
+    #[error(
+        "{host} (process {pid}) has had this volume open since {since} and has not closed it: close it there, or use \
+         --takeover if that host is gone; what it has not published yet stays in its own log"
+    )]
+    InUse {
+        /// Its name.
+        host: String,
+        /// Its process.
+        pid: u32,
+        /// When it claimed the volume.
+        since: String,
+    },
+    /// Another process of this host holds the volume's folder.
+    #[error("another process on this host has this volume open: {folder} is locked")]
+    Locked {
+        /// Folder.
+        folder: String,
+    },
+    /// A newer claim exists.
+    #[error(
+        "fenced: generation {found} took this volume over from generation {ours}; nothing more is acknowledged, and \
+         what was not published stays in the log"
+    )]
+    Fenced {
+        /// This writer.
+        ours: Generation,
+        /// The newer one.
+        found: Generation,
+    },
+    /// The local log holds acknowledged writes that the winning line of manifests does not contain.
+    #[error(
+        "the local log holds {records} records ({bytes} bytes) that were written under generation {generation} and \
+         never published, and another writer has published since: they are kept in {folder}; s3bd recover --discard \
+         gives them up"
+    )]
+    Diverged {
+        /// Records.
+        records: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// Tenure.
+        generation: Generation,
+        /// Where the log is.
+        folder: String,
+    },
+    /// The log's own error.
+    #[error("write-ahead log: {0}")]
+    Log(#[source] Arc<wal::WalError>),
+    /// A log record opens to something that makes no sense.
+    #[error("write-ahead log: the record at {lsn} of kind {kind} is damaged: {detail}")]
+    LogRecord {
+        /// Its LSN.
+        lsn: wal::Lsn,
+        /// Its kind.
+        kind: u8,
+        /// What is wrong.
+        detail: &'static str,
+    },
+    /// A local file or folder.
+    #[error("{path}: {error}")]
+    Local {
+        /// Which.
+        path: String,
+        /// What the operating system said.
+        error: Arc<std::io::Error>,
+    },
+    /// A range beyond the volume.
+    #[error("bytes {offset} to {end} are not within the volume's {size_bytes} bytes")]
+    OutOfRange {
+        /// First byte.
+        offset: u64,
+        /// Byte after the last.
+        end: u64,
+        /// The volume's size.
+        size_bytes: u64,
+    },
+    /// It was opened read-only.
+    #[error("the volume is open read-only")]
+    ReadOnly,
+    /// It is closed, or closing.
+    #[error("the volume is closed")]
+    Closed,
+    /// The caller's settings.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// What is wrong with a frame.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The object does not exist.
+    #[error("the object is missing")]
+    Missing,
+    /// The object ends before the frame does.
+    #[error("the object is cut short")]
+    Short,
+    /// The seal.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// What it holds.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// It belongs to a volume whose key is not known here.
+    #[error("it belongs to a volume that this one does not know")]
+    Owner,
+}
+
+impl VolumeError {
+    /// What to do about it.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Store(error) => match error.kind {
+                ErrorKind::Retry => Kind::Retry,
+                ErrorKind::OutcomeUnknown => Kind::OutcomeUnknown,
+                ErrorKind::NotFound | ErrorKind::Short => Kind::Corrupt,
+                ErrorKind::Denied | ErrorKind::Invalid => Kind::Invalid,
+            },
+            Self::Damaged { .. }
+            | Self::MissingObject { .. }
+            | Self::DamagedFrame { .. }
+            | Self::Lost { .. }
+            | Self::NoManifest { .. }
+            | Self::NoSlot { .. }
+            | Self::RolledBack { .. }
+            | Self::Log(_)
+            | Self::LogRecord { .. } => Kind::Corrupt,
+            Self::Fenced { .. } | Self::InUse { .. } | Self::Diverged { .. } => Kind::Fenced,
+            Self::Local { error, .. } if error.kind() == std::io::ErrorKind::StorageFull => Kind::Full,
+            Self::NoVolume
+            | Self::Exists { .. }
+            | Self::WrongSecret { .. }
+            | Self::SecretNeeded
+            | Self::SecretNotNeeded
+            | Self::Locked { .. }
+            | Self::Local { .. }
+            | Self::OutOfRange { .. }
+            | Self::ReadOnly
+            | Self::Invalid(_) => Kind::Invalid,
+            Self::Closed => Kind::Closed,
+        }
+    }
+
+    /// Whether stored data of the range asked for is damaged, missing or lost, while the rest of the volume is well.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::DamagedFrame { .. } | Self::Lost { .. })
+    }
+
+    /// The block device's answer for it.
+    #[must_use]
+    pub fn device_error(&self) -> DeviceError {
+        match self {
+            Self::ReadOnly => DeviceError::ReadOnly,
+            Self::OutOfRange { .. } => DeviceError::Invalid,
+            Self::Closed => DeviceError::Shutdown,
+            _ => DeviceError::Io,
+        }
+    }
+
+    /// A damaged frame, named.
+    #[must_use]
+    pub(crate) fn frame(frame: &FrameRef, error: FrameError) -> Self {
+        Self::DamagedFrame {
+            name: crate::format::names::object(frame.object.generation, frame.object.sequence),
+            number: frame.number,
+            offset: frame.offset,
+            stored_bytes: frame.stored_bytes,
+            error,
+        }
+    }
+
+    /// A damaged small object, named.
+    pub(crate) fn damaged(name: &str, error: impl Into<OpenError>) -> Self {
+        Self::Damaged { name: name.to_owned(), error: error.into() }
+    }
+
+    /// A failed local operation, named.
+    pub(crate) fn local(path: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |error| Self::Local { path, error: Arc::new(error) }
+    }
+}
+
+impl From<StoreError> for VolumeError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+impl From<wal::WalError> for VolumeError {
+    fn from(error: wal::WalError) -> Self {
+        Self::Log(Arc::new(error))
+    }
+}

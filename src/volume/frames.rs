@@ -1,0 +1,314 @@
+//! Reading frames: from memory, from the cache on disk, from the store; each frame at most once at a time.
+//!
+//! # Concurrency
+//! A frame that is being loaded is guarded in the memory cache: others wait for that load. A group of frames takes its
+//! guards in ascending order, so groups never wait for each other in a circle.
+//!
+//! # Errors and retries
+//! Bytes from the cache on disk that do not open are forgotten and fetched. Bytes from the store that do not open are
+//! fetched again, alone, up to [`FETCHES_MAX`] times, since the network damages bytes too; then the frame is damaged.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use quick_cache::{Weighter, sync::Cache};
+
+use super::{
+    bucket::Bucket,
+    env::Env,
+    error::{FrameError, VolumeError},
+    object::BuiltObject,
+};
+use crate::{
+    cache::{FrameCache, FrameKey, Lookup},
+    format::{
+        ids::{FrameRef, ObjectRef},
+        names,
+        page::Page,
+    },
+    map::tree::{PageAt, Pages},
+    seal::{aead::Cipher, frame},
+    store::{ErrorKind, Range},
+};
+
+/// Times that a frame is fetched before its bytes in the store count as damaged.
+const FETCHES_MAX: u32 = 3;
+/// Frames this far apart in one object are fetched by one request: one request costs as much as the transfer of
+/// far more than this within a region.
+const GAP_BYTES_MAX: u64 = 128 << 10;
+/// No single request fetches more than this, so that the first frames do not wait long for the last.
+const FETCH_BYTES_MAX: u64 = 4 << 20;
+/// Ciphers kept ready: one costs under a kilobyte to keep and two microseconds to make.
+const CIPHERS_MAX: usize = 4096;
+
+#[derive(Clone)]
+struct ByLength;
+
+impl Weighter<FrameKey, Bytes> for ByLength {
+    fn weight(&self, _: &FrameKey, plain: &Bytes) -> u64 {
+        // What the cache itself needs for an entry counts too.
+        plain.len() as u64 + 128
+    }
+}
+
+#[derive(Clone)]
+struct BySize;
+
+impl Weighter<FrameKey, Arc<Page>> for BySize {
+    fn weight(&self, _: &FrameKey, page: &Arc<Page>) -> u64 {
+        // An entry in memory, its share of the frame it points to included.
+        let entries = match &**page {
+            Page::Inner(children) => children.len(),
+            Page::Blocks(extents) => extents.len(),
+            Page::Objects(entries) => entries.len(),
+            Page::Snapshots(entries) => entries.len(),
+        };
+        entries as u64 * 128 + 256
+    }
+}
+
+/// All ways to a frame.
+#[derive(Debug)]
+pub struct Frames {
+    bucket: Bucket,
+    env: Env,
+    plain: Cache<FrameKey, Bytes, ByLength>,
+    pages: Cache<FrameKey, Arc<Page>, BySize>,
+    ciphers: Cache<ObjectRef, Arc<Cipher>>,
+    disk: Option<Arc<FrameCache>>,
+}
+
+fn key(frame: &FrameRef) -> FrameKey {
+    FrameKey::new(&frame.object, frame.offset)
+}
+
+impl Frames {
+    /// With `memory_bytes_max` bytes for unpacked frames and pages, and a cache on disk.
+    #[must_use]
+    pub fn new(bucket: Bucket, env: Env, memory_bytes_max: u64, disk: Option<FrameCache>) -> Self {
+        // Pages lead to everything else and are small: a quarter is ample, and keeps a scan from evicting them.
+        let page_bytes_max = memory_bytes_max / 4;
+        let plain_bytes_max = memory_bytes_max - page_bytes_max;
+        Self {
+            bucket,
+            env,
+            plain: Cache::with_weighter((plain_bytes_max >> 16).max(64) as usize, plain_bytes_max, ByLength),
+            pages: Cache::with_weighter((page_bytes_max >> 12).max(64) as usize, page_bytes_max, BySize),
+            ciphers: Cache::new(CIPHERS_MAX),
+            disk: disk.map(Arc::new),
+        }
+    }
+
+    /// The cache on disk, where there is one.
+    #[must_use]
+    pub fn disk(&self) -> Option<&FrameCache> {
+        self.disk.as_deref()
+    }
+
+    /// Writes out what the cache on disk has queued. Blocks.
+    pub fn close(&self) {
+        if let Some(disk) = &self.disk {
+            disk.close();
+        }
+    }
+
+    /// Puts what was just uploaded into the cache on disk.
+    pub fn keep(&self, built: &BuiltObject) {
+        let Some(disk) = &self.disk else { return };
+        for number in 0..built.new.index.frames.len() as u32 {
+            let Some(place) = built.new.index.place(built.new.object, number) else { continue };
+            let start = place.offset as usize;
+            disk.insert(key(&place), built.bytes.slice(start..start + place.stored_bytes as usize));
+        }
+    }
+
+    /// The plaintext of a frame, where it is in memory.
+    #[must_use]
+    pub fn in_memory(&self, frame: &FrameRef) -> Option<Bytes> {
+        self.plain.get(&key(frame))
+    }
+
+    /// Whether a frame is in memory or in the cache on disk.
+    #[must_use]
+    pub fn is_near(&self, frame: &FrameRef) -> bool {
+        let key = key(frame);
+        self.plain.contains_key(&key) || self.disk.as_ref().is_some_and(|disk| disk.contains(&key))
+    }
+
+    /// The plaintexts of `frames`, which are ascending by object and number, without repeats. Neighbours that have to
+    /// be fetched are fetched together, groups at once.
+    pub async fn load(&self, frames: &[FrameRef]) -> Vec<Result<Bytes, VolumeError>> {
+        let mut groups = Vec::new();
+        for group in frames.chunk_by(joins()) {
+            groups.push(self.load_group(group));
+        }
+        futures::future::join_all(groups).await.into_iter().flatten().collect()
+    }
+
+    async fn load_group(&self, group: &[FrameRef]) -> Vec<Result<Bytes, VolumeError>> {
+        let mut results: Vec<Option<Result<Bytes, VolumeError>>> = Vec::with_capacity(group.len());
+        let mut missing = Vec::new();
+        for (at, frame) in group.iter().enumerate() {
+            results.push(match self.plain.get_value_or_guard_async(&key(frame)).await {
+                Ok(plain) => Some(Ok(plain)),
+                Err(guard) => match self.load_cached(frame).await {
+                    Some(plain) => {
+                        let _ = guard.insert(plain.clone());
+                        Some(Ok(plain))
+                    }
+                    None => {
+                        missing.push((at, guard));
+                        None
+                    }
+                },
+            });
+        }
+        let wanted: Vec<FrameRef> = missing.iter().map(|(at, _)| group[*at]).collect();
+        for ((at, guard), fetched) in missing.into_iter().zip(self.fetch(&wanted).await) {
+            if let Ok(plain) = &fetched {
+                let _ = guard.insert(plain.clone());
+            }
+            results[at] = Some(fetched);
+        }
+        results.into_iter().map(|result| result.expect("every frame was loaded or fetched")).collect()
+    }
+
+    /// From the cache on disk, verified.
+    async fn load_cached(&self, frame: &FrameRef) -> Option<Bytes> {
+        let disk = self.disk.as_ref()?;
+        let key = key(frame);
+        let stored = match disk.get_nowait(&key) {
+            Lookup::Hit(stored) => stored,
+            Lookup::Miss => return None,
+            Lookup::WouldWait => {
+                let disk = Arc::clone(disk);
+                self.env.compute(move || disk.get(&key)).await?
+            }
+        };
+        match self.open(frame, &stored) {
+            Ok(plain) => Some(plain),
+            Err(_) => {
+                disk.forget(&key);
+                None
+            }
+        }
+    }
+
+    /// From the store: all of `frames` by one request where they are whole, else each by its own.
+    async fn fetch(&self, frames: &[FrameRef]) -> Vec<Result<Bytes, VolumeError>> {
+        let (Some(first), Some(last)) = (frames.first(), frames.last()) else { return Vec::new() };
+        let length = last.offset + u64::from(last.stored_bytes) - first.offset;
+        let together = self.get(first, length).await;
+        let mut results = Vec::with_capacity(frames.len());
+        for frame in frames {
+            let opened = together.clone().and_then(|bytes| {
+                let start = (frame.offset - first.offset) as usize;
+                self.accept(frame, bytes.slice(start..start + frame.stored_bytes as usize))
+            });
+            results.push(match opened {
+                Ok(plain) => Ok(plain),
+                Err(VolumeError::Store(error)) if error.kind != ErrorKind::Short => {
+                    Err(VolumeError::Store(error))
+                }
+                Err(_) => self.fetch_alone(frame).await,
+            });
+        }
+        results
+    }
+
+    async fn fetch_alone(&self, frame: &FrameRef) -> Result<Bytes, VolumeError> {
+        let mut attempt = 1;
+        loop {
+            let got = self.get(frame, frame.stored_bytes.into()).await;
+            match got.and_then(|bytes| self.accept(frame, bytes)) {
+                Err(error) if attempt < FETCHES_MAX => {
+                    tracing::warn!(%error, attempt, "bytes from the store are not whole: fetching them again");
+                    attempt += 1;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "damaged data");
+                    return Err(error);
+                }
+                plain => return plain,
+            }
+        }
+    }
+
+    async fn get(&self, first: &FrameRef, length: u64) -> Result<Bytes, VolumeError> {
+        let name = names::object(first.object.generation, first.object.sequence);
+        let range = Range::Part { offset: first.offset, length };
+        match self.bucket.store.get(&name, range).await {
+            Ok(got) => Ok(got.bytes),
+            Err(error) => match error.kind {
+                ErrorKind::NotFound if !error.key.is_empty() => {
+                    Err(VolumeError::frame(first, FrameError::Missing))
+                }
+                ErrorKind::Short => Err(VolumeError::frame(first, FrameError::Short)),
+                _ => Err(error.into()),
+            },
+        }
+    }
+
+    /// Opens bytes from the store, and keeps them if they are whole.
+    fn accept(&self, frame: &FrameRef, stored: Bytes) -> Result<Bytes, VolumeError> {
+        let plain = self.open(frame, &stored)?;
+        if let Some(disk) = &self.disk {
+            disk.insert(key(frame), stored);
+        }
+        Ok(plain)
+    }
+
+    fn open(&self, frame: &FrameRef, stored: &[u8]) -> Result<Bytes, VolumeError> {
+        let cipher = match self.ciphers.get(&frame.object) {
+            Some(cipher) => cipher,
+            None => {
+                let key = self.bucket.keys.object(&frame.object);
+                let cipher =
+                    Arc::new(key.ok_or_else(|| VolumeError::frame(frame, FrameError::Owner))?.cipher());
+                self.ciphers.insert(frame.object, Arc::clone(&cipher));
+                cipher
+            }
+        };
+        let plain =
+            frame::open(&cipher, frame, stored).map_err(|error| VolumeError::frame(frame, error.into()))?;
+        Ok(plain.into())
+    }
+
+    async fn load_page(&self, at: PageAt) -> Result<Arc<Page>, VolumeError> {
+        let plain = match self.load_cached(&at.frame).await {
+            Some(plain) => plain,
+            None => self.fetch_alone(&at.frame).await?,
+        };
+        let page = Page::decode(&plain, at.level, at.first_key, self.bucket.block_bytes())
+            .map_err(|error| VolumeError::frame(&at.frame, error.into()))?;
+        Ok(Arc::new(page))
+    }
+}
+
+#[async_trait]
+impl Pages for Frames {
+    type Error = VolumeError;
+
+    async fn load(&self, at: PageAt) -> Result<Arc<Page>, VolumeError> {
+        self.pages.get_or_insert_async(&key(&at.frame), self.load_page(at)).await
+    }
+}
+
+/// Whether two frames that follow each other in a sorted list belong to one request; for `chunk_by`, so it keeps
+/// count of the group it is in.
+fn joins() -> impl FnMut(&FrameRef, &FrameRef) -> bool {
+    let mut group_start = None;
+    move |before, after| {
+        let start = *group_start.get_or_insert(before.offset);
+        let end = before.offset + u64::from(before.stored_bytes);
+        let joined = before.object == after.object
+            && after.offset >= end
+            && after.offset - end <= GAP_BYTES_MAX
+            && after.offset + u64::from(after.stored_bytes) - start <= FETCH_BYTES_MAX;
+        if !joined {
+            group_start = Some(after.offset);
+        }
+        joined
+    }
+}

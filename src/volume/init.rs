@@ -1,0 +1,143 @@
+//! Making a volume: keys first, then the first manifest, and last the header, whose existence is the volume's.
+
+use super::{
+    bucket::{Bucket, digest},
+    claims,
+    env::{Env, random_bytes},
+    error::VolumeError,
+};
+use crate::{
+    format::{
+        header::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, Header, Protection},
+        ids::{Epoch, Generation, LogId, LogPosition, Sequence, VolumeId},
+        manifest::{Manifest, Roots, Totals},
+        names,
+        slot::Argon2,
+    },
+    seal::{
+        aead::Key,
+        keys::Keys,
+        slot::{NewSlot, Secret, wrap},
+    },
+    store::{Put, PutMode},
+};
+
+/// What a new volume is to be.
+pub struct NewVolume<'a> {
+    /// Size, bytes; a multiple of the block size.
+    pub size_bytes: u64,
+    /// Block size, bytes.
+    pub block_bytes: u32,
+    /// What unlocks it.
+    pub secret: &'a Secret,
+    /// Cost of a password's derivation.
+    pub cost: Argon2,
+}
+
+/// Makes a volume. On `Ok` it exists, closed and empty; on an error there is none, or the one that was there is untouched.
+pub async fn init(env: &Env, new: &NewVolume<'_>) -> Result<Bucket, VolumeError> {
+    check(new)?;
+    let store = &env.store;
+    refuse_existing(env).await?;
+    let volume = VolumeId(random_bytes(&*env.random));
+    let master = Key::new(random_bytes(&*env.random));
+    let protection = match new.secret {
+        Secret::Nothing => Protection::Open,
+        Secret::Password(_) | Secret::KeyFile(_) => Protection::Secret,
+    };
+    let now = env.clock.now_ms();
+    let header = Header { volume, block_bytes: new.block_bytes, protection, created_ms: now };
+    let malformed = |error| VolumeError::damaged(names::HEADER, error);
+    let header_bytes = header.encode().map_err(malformed)?;
+    let header_digest = digest(&header_bytes);
+    let keys = std::sync::Arc::new(Keys::new(volume, &master));
+    let bucket = Bucket { store: store.clone(), header, header_digest, keys };
+
+    let slot = NewSlot {
+        volume,
+        cost: new.cost,
+        salt: random_bytes(&*env.random),
+        label: "first".to_owned(),
+        created_ms: now,
+    };
+    let slot = wrap(&master, new.secret, slot).map_err(|error| VolumeError::Invalid(error.to_string()))?;
+    // A random number, so that two inits at once do not overwrite each other's slots.
+    let slot_name = names::slot(u32::from_le_bytes(random_bytes(&*env.random)));
+    store.put(&slot_name, &[slot.encode().map_err(malformed)?.into()], PutMode::Create).await?;
+    let first = first_manifest(env, &bucket, new.size_bytes);
+    bucket.put_manifest_as(&first, random_bytes(&*env.random), PutMode::Replace).await?;
+    let put = store.put(names::HEADER, &[header_bytes.into()], PutMode::Create).await?;
+    // A store without conditional puts says Created to both of two inits: one of them finds the other's header.
+    let (found, found_digest) = Bucket::header(&**store).await?;
+    if put == Put::Exists || found_digest != header_digest {
+        return Err(VolumeError::Exists { created: super::format_time(found.created_ms) });
+    }
+    // And the other's manifest may have come after ours.
+    bucket.newest_manifest().await?;
+    Ok(bucket)
+}
+
+fn check(new: &NewVolume<'_>) -> Result<(), VolumeError> {
+    let block = new.block_bytes;
+    if !block.is_power_of_two() || !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&block) {
+        let text =
+            format!("a block of {block} bytes cannot be: it is a power of two from 512 bytes to 16 MiB");
+        return Err(VolumeError::Invalid(text));
+    }
+    if new.size_bytes == 0 || !new.size_bytes.is_multiple_of(u64::from(block)) {
+        let text = format!(
+            "a volume of {} bytes cannot be: its size is a multiple of {block} bytes",
+            new.size_bytes
+        );
+        return Err(VolumeError::Invalid(text));
+    }
+    if new.size_bytes > i64::MAX as u64 {
+        return Err(VolumeError::Invalid(
+            "a volume is smaller than 8 EiB: no client can address more".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+async fn refuse_existing(env: &Env) -> Result<(), VolumeError> {
+    match Bucket::header(&*env.store).await {
+        Ok((header, _)) => Err(VolumeError::Exists { created: super::format_time(header.created_ms) }),
+        Err(VolumeError::NoVolume) => {
+            // A header that was lost must not be covered by a new volume over the old one's objects.
+            let rest = env.store.list(names::MANIFESTS, None, None).await?;
+            let used = rest.iter().filter_map(|line| names::parse_manifest(&line.key));
+            if used.into_iter().any(|(generation, _)| generation > Generation(0)) {
+                let text = "there are manifests of a volume here, but no header: choose another name, or remove them";
+                return Err(VolumeError::Invalid(text.to_owned()));
+            }
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn first_manifest(env: &Env, bucket: &Bucket, size_bytes: u64) -> Manifest {
+    Manifest {
+        volume: bucket.header.volume,
+        generation: Generation(0),
+        nonce: 0,
+        epoch: Epoch(0),
+        parent: None,
+        oldest_kept: Epoch(0),
+        header: bucket.header_digest,
+        data_cut: None,
+        log: LogPosition { log: LogId([0; 16]), lsn: 0 },
+        writer: claims::writer(env),
+        time_ms: env.clock.now_ms(),
+        size_bytes,
+        next_sequence: Sequence(1),
+        closed: true,
+        unpublished_bytes: 0,
+        roots: Roots { epoch: Epoch(0), blocks: None, objects: None, snapshots: None },
+        objects: Vec::new(),
+        snapshots: Vec::new(),
+        next_snapshot: 1,
+        owners: Vec::new(),
+        totals: Totals::default(),
+    }
+}

@@ -1,0 +1,590 @@
+//! The publisher: closes cuts, uploads their objects, publishes them in order, and only then trims the log.
+//!
+//! # Overview
+//! One task owns the line of manifests. It takes one event at a time: the oldest cut's objects are all uploaded, a
+//! checkpoint's pages are, a cut is due, the volume is closing. Objects upload in tasks of their own, so the next cut
+//! uploads while the manifest before it is published; while both are under way the active layer goes on growing, and the
+//! rate of manifests is bounded by the store and not by the writes.
+//!
+//! # Invariants
+//! - Manifest N is put only when every object it names was acknowledged, and names exactly one whole cut more than its
+//!   parent. Epochs are published in order.
+//! - The log is trimmed, and a remote flush answered, only after the manifest was put and the claims were checked.
+//!
+//! # Errors and retries
+//! The store below retries what may pass, for ever. What comes up from it ends the tenure: a newer claim, or a store that
+//! refuses for good. The log keeps what is not published.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use futures::stream::{StreamExt, TryStreamExt};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use wal::Lsn;
+
+use super::{
+    bucket::Published,
+    checkpoint::{self, Checkpoint},
+    claims::{self, Tenure},
+    core::{Core, Progress},
+    env::random_bytes,
+    error::VolumeError,
+    layer::Layer,
+    local,
+    object::{CutFacts, ObjectBuilder},
+    pack::{self, ObjectPlan},
+    read::At,
+    record,
+    state::Frozen,
+};
+use crate::{
+    format::{
+        envelope::Content,
+        ids::{Epoch, Generation, LogPosition, ObjectRef, Sequence},
+        index::{FrameKind, Run},
+        local::{SEEN, Seen},
+        manifest::{Manifest, Totals},
+        names,
+    },
+    map::delta::{Delta, NewObject},
+};
+
+/// Cuts between closing and publishing: one is published while the next one uploads.
+const CUTS_MAX: usize = 2;
+/// Manifests that stay behind the newest: enough to fall back on, and to find where a log left the line.
+const MANIFESTS_KEPT: usize = 16;
+
+/// A closed cut on its way to the bucket.
+#[derive(Debug)]
+struct Cut {
+    epoch: Epoch,
+    lsn: Lsn,
+    size_bytes: u64,
+    layered: bool,
+    objects: JoinHandle<Result<Vec<NewObject>, VolumeError>>,
+}
+
+/// Owns the line of manifests of one tenure.
+#[derive(Debug)]
+pub struct Publisher {
+    core: Arc<Core>,
+    tenure: Tenure,
+    newest: Published,
+    position: LogPosition,
+    cut_epoch: Epoch,
+    data_cut: Option<(Generation, Epoch)>,
+    sequences: Arc<AtomicU64>,
+    cuts: VecDeque<Cut>,
+    checkpoint: Option<JoinHandle<Result<Checkpoint, VolumeError>>>,
+    checkpointed: Option<Checkpoint>,
+    /// No checkpoint before the manifest lists this many objects: after one failed, some more come first.
+    checkpoint_after: usize,
+    kept: VecDeque<(Generation, Epoch)>,
+    closing: watch::Receiver<bool>,
+    state_disk: Arc<dyn wal::disk::Disk>,
+}
+
+enum Event {
+    Uploaded(Result<Vec<NewObject>, VolumeError>),
+    Checkpointed(Box<Result<Checkpoint, VolumeError>>),
+    Look,
+}
+
+/// What a publisher starts with.
+#[derive(Debug)]
+pub struct Start {
+    /// Who writes.
+    pub tenure: Tenure,
+    /// The tenure's first manifest, published.
+    pub newest: Published,
+    /// Names of the manifests in the bucket, oldest first, the first one of this tenure included.
+    pub kept: VecDeque<(Generation, Epoch)>,
+    /// Set to close the volume.
+    pub closing: watch::Receiver<bool>,
+    /// For `seen`.
+    pub state_disk: Arc<dyn wal::disk::Disk>,
+}
+
+impl Publisher {
+    /// For an open volume, whose state is that of `start.newest` and what the log holds above.
+    #[must_use]
+    pub fn new(core: Arc<Core>, start: Start) -> Self {
+        let Start { tenure, newest, kept, closing, state_disk } = start;
+        let manifest = &newest.manifest;
+        Self {
+            core,
+            tenure,
+            position: manifest.log,
+            cut_epoch: manifest.epoch,
+            data_cut: manifest.data_cut,
+            sequences: Arc::new(AtomicU64::new(manifest.next_sequence.0)),
+            newest,
+            cuts: VecDeque::new(),
+            checkpoint: None,
+            checkpointed: None,
+            checkpoint_after: 0,
+            kept,
+            closing,
+            state_disk,
+        }
+    }
+
+    /// Publishes until the volume is closed, or cannot go on; then everybody who waits is told why.
+    pub async fn run(mut self) -> Result<(), VolumeError> {
+        let result = self.serve().await;
+        if let Err(error) = &result {
+            self.core.fail(error.clone());
+            self.cuts.iter().for_each(|cut| cut.objects.abort());
+            if let Some(checkpoint) = &self.checkpoint {
+                checkpoint.abort();
+            }
+        }
+        result
+    }
+
+    async fn serve(&mut self) -> Result<(), VolumeError> {
+        loop {
+            self.core.check()?;
+            if self.is_cut_due() {
+                self.close_cut()?;
+            }
+            if *self.closing.borrow() && self.cuts.is_empty() && self.checkpoint.is_none() {
+                if self.is_checkpointed() {
+                    return self.publish_closed().await;
+                }
+                self.start_checkpoint();
+            }
+            match self.next_event().await {
+                Event::Uploaded(objects) => {
+                    let cut = self.cuts.pop_front().ok_or(VolumeError::Closed)?;
+                    self.publish(cut, objects?).await?;
+                    self.start_checkpoint_if_due();
+                }
+                Event::Checkpointed(done) => match *done {
+                    Ok(checkpoint) => self.checkpointed = Some(checkpoint),
+                    Err(error) => self.checkpoint_failed(error)?,
+                },
+                Event::Look => {}
+            }
+        }
+    }
+
+    fn is_checkpointed(&self) -> bool {
+        let state = self.core.state();
+        state.delta.extents.is_empty() && state.checkpointing.is_none()
+    }
+
+    async fn next_event(&mut self) -> Event {
+        let due = self.cut_due_at();
+        let Self { core, cuts, checkpoint, closing, .. } = self;
+        let closing_now = *closing.borrow();
+        let uploaded = async {
+            match cuts.front_mut() {
+                Some(cut) => joined((&mut cut.objects).await),
+                None => std::future::pending().await,
+            }
+        };
+        let checkpointed = async {
+            match checkpoint {
+                Some(task) => joined(task.await),
+                None => std::future::pending().await,
+            }
+        };
+        let timer = async {
+            match due {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            objects = uploaded => Event::Uploaded(objects),
+            done = checkpointed => {
+                self.checkpoint = None;
+                Event::Checkpointed(Box::new(done))
+            }
+            () = core.cut_wanted.notified() => Event::Look,
+            changed = closing.changed(), if !closing_now => {
+                // A dropped sender closes, too.
+                if changed.is_err() { self.closing = watch::channel(true).1; }
+                Event::Look
+            }
+            () = timer => Event::Look,
+        }
+    }
+
+    /// Whether the active layer is to be closed now.
+    fn is_cut_due(&self) -> bool {
+        if self.cuts.len() >= CUTS_MAX {
+            return false;
+        }
+        if self.checkpointed.is_some() && self.cuts.is_empty() {
+            return true;
+        }
+        let wanted = *self.core.cut_to();
+        let state = self.core.state();
+        let Some(since) = state.active_since else { return false };
+        *self.closing.borrow()
+            || state.active.data_bytes() >= self.core.settings.object_bytes
+            || wanted > self.last_cut_lsn()
+            || since.elapsed() >= self.core.settings.commit_interval
+    }
+
+    /// When the active layer becomes due by its age.
+    fn cut_due_at(&self) -> Option<Instant> {
+        if self.cuts.len() >= CUTS_MAX {
+            return None;
+        }
+        self.core.state().active_since.map(|since| since + self.core.settings.commit_interval)
+    }
+
+    fn last_cut_lsn(&self) -> Lsn {
+        self.cuts.back().map_or(Lsn(self.position.lsn), |cut| cut.lsn)
+    }
+
+    /// Closes the cut: freezes the active layer and starts uploading it.
+    fn close_cut(&mut self) -> Result<(), VolumeError> {
+        let core = Arc::clone(&self.core);
+        let epoch = self.cut_epoch.next();
+        let mut state = core.state_mut();
+        let layer = Arc::new(std::mem::take(&mut state.active));
+        state.active_since = None;
+        let (lsn, size_bytes) = (state.end, state.size_bytes);
+        let layered = !layer.is_empty();
+        if layered {
+            state.frozen.push_back(Frozen { epoch, layer: Arc::clone(&layer) });
+        }
+        drop(state);
+        self.cut_epoch = epoch;
+        let facts = self.facts(epoch, lsn, size_bytes);
+        let plans = if layered { self.plan(&layer) } else { Vec::new() };
+        if layered {
+            self.data_cut = Some((self.tenure.generation, epoch));
+        }
+        let objects = tokio::spawn(upload_cut(core, facts, plans));
+        self.cuts.push_back(Cut { epoch, lsn, size_bytes, layered, objects });
+        Ok(())
+    }
+
+    fn facts(&self, epoch: Epoch, lsn: Lsn, size_bytes: u64) -> CutFacts {
+        CutFacts {
+            epoch,
+            part: 0,
+            parts: 0,
+            parent: self.data_cut,
+            log: LogPosition { log: self.position.log, lsn: lsn.0 },
+            time_ms: self.core.env.clock.now_ms(),
+            size_bytes,
+        }
+    }
+
+    fn plan(&self, layer: &Layer) -> Vec<(ObjectRef, ObjectPlan)> {
+        let block_bytes = u64::from(self.core.bucket.block_bytes());
+        let plan = pack::plan(layer, block_bytes, self.core.settings.object_bytes);
+        let first = self.sequences.fetch_add(plan.objects.len() as u64, Ordering::Relaxed);
+        (first..)
+            .map(Sequence)
+            .zip(plan.objects)
+            .map(|(sequence, plan)| (self.object(sequence), plan))
+            .collect()
+    }
+
+    fn object(&self, sequence: Sequence) -> ObjectRef {
+        ObjectRef {
+            owner: self.core.bucket.header.volume,
+            generation: self.tenure.generation,
+            sequence,
+            salt: random_bytes(&*self.core.env.random),
+        }
+    }
+
+    /// Publishes a cut whose objects are all uploaded, and a checkpoint with it if one is ready.
+    async fn publish(&mut self, cut: Cut, objects: Vec<NewObject>) -> Result<(), VolumeError> {
+        let checkpoint = self.checkpointed.take();
+        let pages = checkpoint.iter().flat_map(|checkpoint| &checkpoint.objects).map(|pages| {
+            let mut pages = pages.clone();
+            pages.listed.epoch = cut.epoch;
+            pages
+        });
+        let news: Vec<NewObject> = pages.chain(objects).collect();
+        let manifest = self.manifest(&cut, &news, checkpoint.as_ref());
+        self.put(manifest).await?;
+        self.apply(&cut, &news, checkpoint);
+        self.settle(cut.lsn).await
+    }
+
+    /// The state is that of the manifest just published.
+    fn apply(&self, cut: &Cut, news: &[NewObject], checkpoint: Option<Checkpoint>) {
+        let mut state = self.core.state_mut();
+        if let Some(checkpoint) = checkpoint {
+            state.roots = checkpoint.roots;
+            state.checkpointing = None;
+        }
+        news.iter().for_each(|new| state.delta.apply(new));
+        state.delta.epoch = cut.epoch;
+        if cut.layered {
+            state.frozen.pop_front();
+        }
+    }
+
+    /// The manifest for a cut, from the newest one.
+    fn manifest(&self, cut: &Cut, news: &[NewObject], checkpoint: Option<&Checkpoint>) -> Manifest {
+        let mut manifest = self.newest.manifest.clone();
+        let state = self.core.state();
+        manifest.epoch = cut.epoch;
+        manifest.parent = Some(self.newest.link);
+        manifest.log = LogPosition { log: self.position.log, lsn: cut.lsn.0 };
+        manifest.writer = claims::writer(&self.core.env);
+        manifest.time_ms = self.core.env.clock.now_ms();
+        manifest.size_bytes = cut.size_bytes;
+        manifest.next_sequence = Sequence(self.sequences.load(Ordering::Relaxed));
+        if cut.layered {
+            manifest.data_cut = Some((self.tenure.generation, cut.epoch));
+        }
+        let waiting =
+            state.frozen.iter().skip(usize::from(cut.layered)).map(|frozen| frozen.layer.data_bytes());
+        manifest.unpublished_bytes = waiting.sum::<u64>() + state.active.data_bytes();
+        let older = state.checkpointing.iter().flat_map(|delta| &delta.listed);
+        manifest.objects = match checkpoint {
+            Some(_) => state.delta.listed.clone(),
+            None => older.chain(&state.delta.listed).copied().collect(),
+        };
+        manifest.objects.extend(news.iter().map(|new| new.listed));
+        if let Some(checkpoint) = checkpoint {
+            manifest.roots = checkpoint.roots.clone();
+            manifest.totals.mapped_blocks = checkpoint.mapped_blocks;
+        }
+        let Totals { objects, object_bytes, .. } = &mut manifest.totals;
+        *objects += news.len() as u64;
+        *object_bytes += news.iter().map(|new| new.listed.bytes).sum::<u64>();
+        if self.kept.len() >= 2 * MANIFESTS_KEPT {
+            manifest.oldest_kept = self.kept[self.kept.len() - MANIFESTS_KEPT].1;
+        }
+        manifest
+    }
+
+    /// Puts a manifest and checks the claims: on `Ok` it is published.
+    async fn put(&mut self, manifest: Manifest) -> Result<(), VolumeError> {
+        let published =
+            self.core.bucket.put_manifest(&manifest, random_bytes(&*self.core.env.random)).await?;
+        claims::check(&self.core.bucket, self.tenure).await?;
+        self.position = manifest.log;
+        self.kept.push_back((manifest.generation, manifest.epoch));
+        self.newest = published;
+        Ok(())
+    }
+
+    /// After a publish: what may be let go now, and who may be told.
+    async fn settle(&mut self, lsn: Lsn) -> Result<(), VolumeError> {
+        let Published { manifest, link } = &self.newest;
+        let seen = Seen { generation: link.generation, epoch: link.epoch, digest: link.digest };
+        let log = self.core.log()?;
+        let (kind, head) = record::published_head(link.generation, link.epoch, lsn);
+        // For people who look into the log, and for `recover` where the bucket is gone: losing it loses nothing.
+        let _ = log.append(kind, &head, Bytes::new());
+        log.trim(lsn);
+        remember(&self.core, &*self.state_disk, &seen);
+        self.core.published.advance(lsn);
+        self.core.progress.send_replace(Progress { generation: link.generation, epoch: link.epoch, lsn });
+        tracing::debug!(epoch = %link.epoch, %lsn, objects = manifest.objects.len(), "published");
+        let oldest = manifest.oldest_kept;
+        self.remove_manifests_below(oldest);
+        Ok(())
+    }
+
+    /// Removes old manifests. Called right after a check of claims, and never for those that the newest says are kept.
+    /// In a task of its own: a store that refuses to delete, or is slow, holds up nothing.
+    fn remove_manifests_below(&mut self, oldest: Epoch) {
+        let count = self.kept.iter().take_while(|kept| kept.1 < oldest).count();
+        let names: Vec<String> =
+            self.kept.drain(..count).map(|(generation, epoch)| names::manifest(generation, epoch)).collect();
+        if names.is_empty() {
+            return;
+        }
+        let store = Arc::clone(&self.core.bucket.store);
+        tokio::spawn(async move {
+            if let Err(error) = store.delete(&names).await {
+                tracing::warn!(%error, "old manifests stay in the bucket");
+            }
+        });
+    }
+
+    fn start_checkpoint_if_due(&mut self) {
+        let state = self.core.state();
+        let settings = &self.core.settings;
+        let listed = state.delta.listed.len();
+        let due = listed >= settings.checkpoint_objects.max(self.checkpoint_after)
+            || (state.delta.extents.len() >= settings.checkpoint_extents && self.checkpoint_after == 0);
+        drop(state);
+        if due && self.checkpoint.is_none() && self.checkpointed.is_none() {
+            self.start_checkpoint();
+        }
+    }
+
+    fn start_checkpoint(&mut self) {
+        let core = Arc::clone(&self.core);
+        let mut state = core.state_mut();
+        let delta = match &state.checkpointing {
+            // The last attempt failed: once more.
+            Some(delta) => Arc::clone(delta),
+            None => {
+                let empty = Delta::new(core.bucket.block_bytes(), state.delta.epoch);
+                let delta = Arc::new(std::mem::replace(&mut state.delta, empty));
+                state.checkpointing = Some(Arc::clone(&delta));
+                delta
+            }
+        };
+        let job = checkpoint::Job {
+            facts: self.facts(delta.epoch, Lsn(self.position.lsn), state.size_bytes),
+            delta,
+            roots: state.roots.clone(),
+            mapped_blocks: self.newest.manifest.totals.mapped_blocks,
+            tenure: self.tenure,
+            sequences: Arc::clone(&self.sequences),
+        };
+        drop(state);
+        self.checkpoint = Some(tokio::spawn(async move { checkpoint::run(&core, &job).await }));
+    }
+
+    /// A checkpoint that cannot be written is put off: the volume goes on, with a longer list in its manifests.
+    fn checkpoint_failed(&mut self, error: VolumeError) -> Result<(), VolumeError> {
+        let fenced = error.kind() == super::error::Kind::Fenced;
+        if fenced || *self.closing.borrow() {
+            return Err(error);
+        }
+        tracing::error!(%error, "the map cannot be brought up to date: this will be tried again; run s3bd fsck");
+        self.checkpoint_after = self.core.state().delta.listed.len() + self.core.settings.checkpoint_objects;
+        Ok(())
+    }
+
+    /// The last manifest of the tenure.
+    async fn publish_closed(&mut self) -> Result<(), VolumeError> {
+        let mut manifest = self.newest.manifest.clone();
+        manifest.epoch = self.newest.manifest.epoch.next();
+        manifest.parent = Some(self.newest.link);
+        manifest.time_ms = self.core.env.clock.now_ms();
+        manifest.closed = true;
+        manifest.unpublished_bytes = 0;
+        self.put(manifest).await?;
+        self.settle(Lsn(self.position.lsn)).await?;
+        let (kind, head) = record::closed_head();
+        let _ = self.core.log()?.append(kind, &head, Bytes::new());
+        Ok(())
+    }
+}
+
+/// Notes the newest epoch seen, on this host. A failure weakens the check for rollback, and nothing else.
+pub fn remember(core: &Core, disk: &dyn wal::disk::Disk, seen: &Seen) {
+    let stored = local::store(disk, &core.bucket.keys, &*core.env.random, Content::Seen, SEEN, seen);
+    if let Err(error) = stored {
+        tracing::warn!(%error, "cannot note the newest epoch seen");
+    }
+}
+
+/// The result of a task; a panic in it goes on here.
+fn joined<T>(result: Result<Result<T, VolumeError>, tokio::task::JoinError>) -> Result<T, VolumeError> {
+    match result {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(VolumeError::Closed),
+        },
+    }
+}
+
+/// Builds and uploads all objects of a cut, some at once.
+async fn upload_cut(
+    core: Arc<Core>,
+    facts: CutFacts,
+    plans: Vec<(ObjectRef, ObjectPlan)>,
+) -> Result<Vec<NewObject>, VolumeError> {
+    let parts = plans.len() as u32;
+    let mut uploads = Vec::with_capacity(plans.len());
+    for (part, (object, plan)) in (0..).zip(plans) {
+        uploads.push(upload_object(Arc::clone(&core), CutFacts { part, parts, ..facts }, object, plan));
+    }
+    futures::stream::iter(uploads).buffered(core.settings.uploads_max).try_collect().await
+}
+
+async fn upload_object(
+    core: Arc<Core>,
+    facts: CutFacts,
+    object: ObjectRef,
+    plan: ObjectPlan,
+) -> Result<NewObject, VolumeError> {
+    let _slot = core.upload_slots.acquire().await.map_err(|_| VolumeError::Closed)?;
+    let at = At::Below(facts.epoch.next());
+    let mut lost = Vec::new();
+    let mut frames = Vec::with_capacity(plan.frames.len());
+    for runs in plan.frames {
+        frames.push(gather(&core, runs, at, &mut lost).await?);
+    }
+    let builder = ObjectBuilder::new(&core.bucket.keys, object, core.settings.compression, facts);
+    let block_bytes = core.bucket.block_bytes() as usize;
+    let built = core.env.compute(move || build(builder, frames, plan.holes, lost, block_bytes)).await?;
+    checkpoint::put_object(&core, built).await
+}
+
+/// The plaintext of a frame's runs. Blocks that cannot be completed, since what lies below them is damaged, go to `lost`
+/// instead: they were damaged before this cut, and stay so.
+async fn gather(
+    core: &Core,
+    runs: Vec<Run>,
+    at: At,
+    lost: &mut Vec<Run>,
+) -> Result<(Vec<Run>, Vec<u8>), VolumeError> {
+    let block_bytes = u64::from(core.bucket.block_bytes());
+    let mut plain = Vec::new();
+    let mut kept: Vec<Run> = Vec::with_capacity(runs.len());
+    for run in runs {
+        let bytes = run.block * block_bytes..(run.block + run.count) * block_bytes;
+        match core.read(bytes, at).await {
+            Ok(parts) => {
+                parts.iter().for_each(|part| plain.extend_from_slice(part));
+                kept.push(run);
+                continue;
+            }
+            Err(error) if error.is_damage() => {
+                tracing::error!(%error, "a block that was written in part cannot be completed");
+            }
+            Err(error) => return Err(error),
+        }
+        for block in run.block..run.block + run.count {
+            match core.read(block * block_bytes..(block + 1) * block_bytes, at).await {
+                Ok(parts) => {
+                    parts.iter().for_each(|part| plain.extend_from_slice(part));
+                    kept.push(Run { block, count: 1 });
+                }
+                Err(error) if error.is_damage() => lost.push(Run { block, count: 1 }),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok((kept, plain))
+}
+
+fn build(
+    mut builder: ObjectBuilder,
+    frames: Vec<(Vec<Run>, Vec<u8>)>,
+    mut holes: Vec<Run>,
+    lost: Vec<Run>,
+    block_bytes: usize,
+) -> Result<super::object::BuiltObject, VolumeError> {
+    for (runs, plain) in frames {
+        let (runs, plain, zeros) = pack::split_zeros(&runs, plain, block_bytes);
+        if !runs.is_empty() {
+            builder.add(FrameKind::Data(runs), &plain);
+        }
+        holes.extend(zeros);
+    }
+    holes.sort_unstable_by_key(|run| run.block);
+    builder.set_holes(holes);
+    builder.set_lost(lost);
+    checkpoint::finish(builder)
+}

@@ -1,0 +1,142 @@
+//! What a user sees of one volume on one host.
+
+use bytes::Bytes;
+use s3bd::{
+    nbd::Device,
+    store::memory::Memory,
+    volume::{Volume, error::VolumeError, open::Agreed},
+};
+
+use crate::host::{Disks, env, make, open_with, reopen, small_settings};
+
+const SIZE: u64 = 1 << 40;
+
+pub async fn read(volume: &Volume, offset: u64, length: u32) -> Vec<u8> {
+    volume.read(offset, length).await.unwrap().concat()
+}
+
+async fn write(volume: &Volume, offset: u64, data: &[u8]) {
+    volume.write(offset, Bytes::copy_from_slice(data), false).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_written_is_read_before_and_after_publishing_and_reopening() {
+    let store = Memory::new();
+    make(&store, SIZE).await;
+    let disks = Disks::new();
+    let (volume, report) = reopen(&store, &disks, 7).await.unwrap();
+    assert!(report.was_clean);
+    let noise: Vec<u8> = (0..200_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    write(&volume, 1000, &noise).await;
+    write(&volume, SIZE - 10, b"end of vol").await;
+    assert_eq!(read(&volume, 1000, 200_000).await, noise);
+    volume.zero(2000, 5000, false, false).await.unwrap();
+    write(&volume, 2500, b"in the hole").await;
+    let mut expected = noise.clone();
+    expected[1000..6000].fill(0);
+    expected[1500..1511].copy_from_slice(b"in the hole");
+    assert_eq!(read(&volume, 1000, 200_000).await, expected);
+    volume.sync().await.unwrap();
+    assert_eq!(read(&volume, 1000, 200_000).await, expected);
+    assert_eq!(read(&volume, SIZE - 12, 12).await, b"\0\0end of vol");
+    write(&volume, 1100, b"partial").await;
+    expected[100..107].copy_from_slice(b"partial");
+    volume.close().await.unwrap();
+
+    for (seed, disks) in [(8, disks), (9, Disks::new())] {
+        let (volume, report) = reopen(&store, &disks, seed).await.unwrap();
+        assert!(report.was_clean);
+        assert_eq!(report.replayed.records, 0);
+        assert_eq!(read(&volume, 1000, 200_000).await, expected);
+        assert_eq!(read(&volume, SIZE - 12, 12).await, b"\0\0end of vol");
+        volume.close().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn flushed_writes_survive_a_power_cut() {
+    let store = Memory::new();
+    make(&store, SIZE).await;
+    let disks = Disks::new();
+    let (volume, _) = reopen(&store, &disks, 7).await.unwrap();
+    write(&volume, 0, b"flushed").await;
+    volume.flush().await.unwrap();
+    drop(volume);
+    let disks = disks.crash(3);
+    let (volume, report) = reopen(&store, &disks, 8).await.unwrap();
+    assert!(!report.was_clean);
+    assert_eq!(report.replayed.records, 1);
+    assert_eq!(read(&volume, 0, 7).await, b"flushed");
+    volume.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_host_is_told_who_has_the_volume_and_a_takeover_fences_the_first() {
+    let store = Memory::new();
+    make(&store, SIZE).await;
+    let (here, there) = (Disks::new(), Disks::new());
+    let (first, _) = reopen(&store, &here, 7).await.unwrap();
+    write(&first, 0, b"published").await;
+    first.sync().await.unwrap();
+    let other = |seed| env(std::sync::Arc::new(store.clone()), &there, seed, "there");
+    let refused = open_with(other(8), small_settings(), Agreed::default()).await.unwrap_err();
+    assert!(matches!(&refused, VolumeError::InUse { host, .. } if host == "here"), "{refused}");
+    let takeover = Agreed { takeover: true, ..Agreed::default() };
+    let (second, _) = open_with(other(9), small_settings(), takeover).await.unwrap();
+    write(&first, 0, b"too late!").await;
+    assert!(matches!(first.sync().await, Err(VolumeError::Fenced { .. })));
+    assert!(first.write(0, Bytes::from_static(b"x"), false).await.is_err());
+    assert_eq!(read(&second, 0, 9).await, b"published");
+    second.close().await.unwrap();
+    let diverged = reopen(&store, &here, 10).await.unwrap_err();
+    assert!(matches!(diverged, VolumeError::Diverged { records: 1, .. }), "{diverged}");
+    let discard = Agreed { discard: true, ..Agreed::default() };
+    let mine = env(std::sync::Arc::new(store.clone()), &here, 11, "here");
+    let (again, report) = open_with(mine, small_settings(), discard).await.unwrap();
+    assert_eq!(report.discarded, 1);
+    assert_eq!(read(&again, 0, 9).await, b"published");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_older_bucket_is_refused_until_the_user_agrees() {
+    let store = Memory::new();
+    make(&store, SIZE).await;
+    let disks = Disks::new();
+    let old = store.snapshot();
+    let (volume, _) = reopen(&store, &disks, 7).await.unwrap();
+    write(&volume, 0, b"new").await;
+    volume.close().await.unwrap();
+    store.restore(old);
+    let refused = reopen(&store, &disks, 8).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::RolledBack { .. }), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_frame_is_an_error_for_its_range_alone() {
+    let store = Memory::new();
+    make(&store, SIZE).await;
+    let disks = Disks::new();
+    let (volume, _) = reopen(&store, &disks, 7).await.unwrap();
+    write(&volume, 0, &[1; 512]).await;
+    volume.sync().await.unwrap();
+    let before: Vec<String> = store.snapshot().iter().map(|(key, _)| key.to_owned()).collect();
+    write(&volume, 1 << 20, &[2; 512]).await;
+    volume.close().await.unwrap();
+    let mut contents = store.snapshot();
+    let damaged = before.iter().find(|key| key.contains("objects/")).unwrap();
+    let mut bytes = contents.get(damaged).unwrap().to_vec();
+    bytes[70] ^= 1;
+    contents.set(damaged, bytes.into());
+    store.restore(contents);
+    let (volume, _) = reopen(&store, &Disks::new(), 8).await.unwrap();
+    assert!(volume.read(0, 1).await.is_err());
+    assert_eq!(read(&volume, 1 << 20, 512).await, [2; 512]);
+    // A write to a part of the damaged block does not stop the publisher; the block stays an error till overwritten.
+    write(&volume, 0, b"part").await;
+    volume.sync().await.unwrap();
+    assert!(volume.read(0, 4).await.is_err());
+    write(&volume, 0, &[3; 512]).await;
+    volume.sync().await.unwrap();
+    assert_eq!(read(&volume, 0, 512).await, [3; 512]);
+    volume.close().await.unwrap();
+}

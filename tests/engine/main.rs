@@ -1,0 +1,4 @@
+//! The engine against simulated disks and stores.
+
+mod basic;
+mod host;
