@@ -23,6 +23,7 @@ pub mod device;
 pub mod env;
 pub mod error;
 pub mod frames;
+pub mod info;
 pub mod init;
 pub mod layer;
 pub mod local;
@@ -38,6 +39,7 @@ pub mod record;
 pub mod settings;
 pub mod state;
 pub mod waiters;
+pub mod walk;
 pub mod write;
 
 use std::sync::Arc;
