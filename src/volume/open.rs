@@ -115,7 +115,7 @@ pub async fn open(
     let options = wal_options(&settings, tag);
     let (log, scan) = wal::Log::open(Arc::clone(&local.wal), options, floor)?;
     let payloads = Arc::new(PayloadMemory::new(settings.unpublished_memory_bytes_max));
-    let mut replay = Replay::new(&bucket, &payloads, newest.manifest.size_bytes);
+    let mut replay = Replay::new(&bucket, identity.log, &payloads, newest.manifest.size_bytes);
     if plan.belongs {
         replay.run(log.records(floor))?;
     }
@@ -145,7 +145,8 @@ pub async fn open(
     };
     let cache = open_cache(&env, &local, &settings);
     let frames = Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, Some(cache));
-    let log = Log::start(log, &tag, Arc::clone(&bucket.keys), Arc::clone(&payloads), &settings);
+    let log =
+        Log::start(log, (identity.log, &tag), Arc::clone(&bucket.keys), Arc::clone(&payloads), &settings);
     let core = Core::new(env, bucket, settings, frames, Some(Arc::new(log)), payloads, state);
     let core = Arc::new(core);
     core.published.advance(position);
@@ -174,7 +175,7 @@ pub async fn inspect(env: &Env, bucket: &Bucket, agreed: Agreed) -> Result<OpenR
             return Err(wal::WalError::Corrupt(damage).into());
         }
         let payloads = PayloadMemory::new(0);
-        let mut replay = Replay::new(bucket, &payloads, newest.manifest.size_bytes);
+        let mut replay = Replay::new(bucket, plan.identity.log, &payloads, newest.manifest.size_bytes);
         replay.run(scan.records(floor))?;
         replayed = replay.found;
         replayed.torn = scan.torn.map(|torn| (torn.bytes_discarded, torn.why.to_string()));
@@ -310,7 +311,7 @@ async fn plan_log(
         return Ok(LogPlan { identity, belongs: true, lost_records: 0 });
     }
     let left_at = left_line_at(bucket, newest, &identity).await?;
-    let lost = count_above(bucket, local, left_at, newest.manifest.size_bytes)?;
+    let lost = count_above(bucket, local, identity.log, left_at, newest.manifest.size_bytes)?;
     if lost.records > 0 && !agreed.discard {
         let generation = identity.tenures.last().map_or(Generation(0), |tenure| tenure.0);
         let folder = env.local.describe(bucket.header.volume);
@@ -345,11 +346,12 @@ async fn left_line_at(
 fn count_above(
     bucket: &Bucket,
     local: &Local,
+    log: LogId,
     from: Option<Lsn>,
     size_bytes: u64,
 ) -> Result<Replayed, VolumeError> {
     let scan = wal::scan(&*local.wal)?;
-    let opener = Opener::new(Arc::clone(&bucket.keys));
+    let opener = Opener::new(Arc::clone(&bucket.keys), log);
     let mut published = from.unwrap_or(Lsn(0));
     let mut above: Vec<(Lsn, u64)> = Vec::new();
     for found in scan.records(published) {
@@ -417,8 +419,8 @@ struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    fn new(bucket: &Bucket, payloads: &'a PayloadMemory, size_bytes: u64) -> Self {
-        let opener = Opener::new(Arc::clone(&bucket.keys));
+    fn new(bucket: &Bucket, log: LogId, payloads: &'a PayloadMemory, size_bytes: u64) -> Self {
+        let opener = Opener::new(Arc::clone(&bucket.keys), log);
         Self { opener, payloads, size_bytes, layer: Layer::default(), found: Replayed::default() }
     }
 

@@ -88,7 +88,7 @@ impl Direct {
             return Err(malformed("level"));
         }
         let plain = self.load(&at.frame).await?;
-        let page = Page::decode(&plain, at.level, at.first_key, self.bucket.block_bytes())
+        let page = Page::decode(&plain, at.map, at.level, at.first_key, self.bucket.block_bytes())
             .map_err(|error| VolumeError::frame(&at.frame, error.into()))?;
         match (&page, at.map) {
             (Page::Inner(_), _)
