@@ -115,14 +115,13 @@ pub async fn open(
     let options = wal_options(&settings, tag);
     let (log, scan) = wal::Log::open(Arc::clone(&local.wal), options, floor)?;
     let payloads = Arc::new(PayloadMemory::new(settings.unpublished_memory_bytes_max));
-    let mut replay = Replay::new(&bucket, &payloads, newest.manifest.size_bytes);
+    let position = if plan.belongs { floor } else { log.next() };
+    let mut replay = Replay::new(&bucket, &payloads, newest.manifest.size_bytes, position);
     if plan.belongs {
         replay.run(log.records(floor))?;
     }
-    let (active, mut replayed) = (replay.layer, replay.found);
+    let Replay { layer: active, found: mut replayed, end, .. } = replay;
     replayed.torn = scan.torn.map(|torn| (torn.bytes_discarded, torn.why.to_string()));
-    let position = if plan.belongs { floor } else { log.next() };
-    let end = log.next();
 
     let first = claims::put_first_manifest(&bucket, &env, tenure, &newest, |first| {
         first.log = LogPosition { log: identity.log, lsn: position.0 };
@@ -394,12 +393,16 @@ struct Replay<'a> {
     size_bytes: u64,
     layer: Layer,
     found: Replayed,
+    /// End of the last record in the layer: what the log notes after it is never published itself, so nobody may wait
+    /// for that.
+    end: Lsn,
 }
 
 impl<'a> Replay<'a> {
-    fn new(bucket: &Bucket, payloads: &'a PayloadMemory, size_bytes: u64) -> Self {
+    fn new(bucket: &Bucket, payloads: &'a PayloadMemory, size_bytes: u64, start: Lsn) -> Self {
         let opener = Opener::new(Arc::clone(&bucket.keys));
-        Self { opener, payloads, size_bytes, layer: Layer::default(), found: Replayed::default() }
+        let (layer, found) = (Layer::default(), Replayed::default());
+        Self { opener, payloads, size_bytes, layer, found, end: start }
     }
 
     fn run(&mut self, records: wal::Records) -> Result<(), VolumeError> {
@@ -408,12 +411,14 @@ impl<'a> Replay<'a> {
             let plain = self.opener.open(&found)?;
             match record::decode(found.lsn, found.kind, plain, self.size_bytes)? {
                 LogRecord::Write { offset, time_ms, data } => {
+                    self.end = found.end;
                     let end = offset + data.len() as u64;
                     let payload = self.payloads.payload(found.lsn, found.end, Some(data));
                     self.payloads.trim(found.end);
                     self.lay(Piece { start: offset, end, content: Content::Data(payload, 0) }, time_ms);
                 }
                 LogRecord::Zero { offset, time_ms, length } => {
+                    self.end = found.end;
                     self.lay(Piece { start: offset, end: offset + length, content: Content::Zero }, time_ms);
                 }
                 LogRecord::Published { .. } | LogRecord::Closed => {}
