@@ -83,7 +83,7 @@ pub struct Publisher {
     cuts: VecDeque<Cut>,
     checkpoint: Option<JoinHandle<Result<Checkpoint, VolumeError>>>,
     checkpointed: Option<Checkpoint>,
-    /// No checkpoint before the manifest lists this many objects: after one failed, some more come first.
+    /// No checkpoint before the delta has this many objects of cuts: after one failed, some more come first.
     checkpoint_after: usize,
     kept: VecDeque<(Generation, Epoch)>,
     closing: watch::Receiver<bool>,
@@ -167,7 +167,10 @@ impl Publisher {
                     self.start_checkpoint_if_due();
                 }
                 Event::Checkpointed(done) => match *done {
-                    Ok(checkpoint) => self.checkpointed = Some(checkpoint),
+                    Ok(checkpoint) => {
+                        self.checkpointed = Some(checkpoint);
+                        self.checkpoint_after = 0;
+                    }
                     Err(error) => self.checkpoint_failed(error)?,
                 },
                 Event::Look => {}
@@ -418,8 +421,9 @@ impl Publisher {
     fn start_checkpoint_if_due(&mut self) {
         let state = self.core.state();
         let settings = &self.core.settings;
-        let listed = state.delta.listed.len();
-        let due = listed >= settings.checkpoint_objects.max(self.checkpoint_after)
+        // Not the pages: a checkpoint must not be the reason for the next one.
+        let cut_objects = state.delta.cut_objects;
+        let due = cut_objects >= settings.checkpoint_objects.max(self.checkpoint_after)
             || (state.delta.extents.len() >= settings.checkpoint_extents && self.checkpoint_after == 0);
         drop(state);
         if due && self.checkpoint.is_none() && self.checkpointed.is_none() {
@@ -459,7 +463,7 @@ impl Publisher {
             return Err(error);
         }
         tracing::error!(%error, "the map cannot be brought up to date: this will be tried again; run s3bd fsck");
-        self.checkpoint_after = self.core.state().delta.listed.len() + self.core.settings.checkpoint_objects;
+        self.checkpoint_after = self.core.state().delta.cut_objects + self.core.settings.checkpoint_objects;
         Ok(())
     }
 
