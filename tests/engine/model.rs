@@ -33,7 +33,7 @@ struct Model {
 impl Model {
     async fn new(seed: u64) -> Self {
         let mut prng = Prng::new(seed);
-        let block_bytes: u32 = [512, 4096, 4096, 64 << 10, 256 << 10][prng.below(5) as usize];
+        let block_bytes: u32 = [512, 4096, 4096, 64 << 10, 128 << 10][prng.below(5) as usize];
         let block = u64::from(block_bytes);
         let near_bytes = (8 * block).max(192 << 10);
         let size_bytes = if prng.below(3) == 0 { near_bytes } else { PEBIBYTE };
@@ -48,7 +48,15 @@ impl Model {
         }
         let mut rig = Rig::new(seed, size_bytes, block_bytes, settings).await;
         if prng.below(2) == 0 {
-            let plan = SeededPlan { seed, delay: 300, late: 20, after: 20, twice: 20, before: 20, ..SeededPlan::default() };
+            let plan = SeededPlan {
+                seed,
+                delay: 300,
+                late: 20,
+                after: 20,
+                twice: 20,
+                before: 20,
+                ..SeededPlan::default()
+            };
             rig.faulty.set_plan(SeededPlan { delay_max: Duration::from_millis(1500), ..plan });
         }
         let (volume, _) = rig.open(0, Agreed::default()).await.unwrap();
@@ -130,7 +138,11 @@ impl Model {
     /// The only reason for an error here is a disk that died: then the power fails.
     async fn expect_dead_disk(&mut self) {
         let disks = &self.rig.hosts[self.host];
-        assert!(disks.wal.is_dead() || disks.state.is_dead(), "an error with a healthy disk: {:?}", self.volume.core().check());
+        assert!(
+            disks.wal.is_dead() || disks.state.is_dead(),
+            "an error with a healthy disk: {:?}",
+            self.volume.core().check()
+        );
         self.power_cut().await;
     }
 
@@ -147,7 +159,8 @@ impl Model {
         self.trace.push("kill".to_owned());
         // Another process has its own files: the old one's tasks cannot reach them.
         let disks = &mut self.rig.hosts[self.host];
-        *disks = Disks { state: disks.state.snapshot(), wal: disks.wal.snapshot(), cache: disks.cache.snapshot() };
+        *disks =
+            Disks { state: disks.state.snapshot(), wal: disks.wal.snapshot(), cache: disks.cache.snapshot() };
         self.reopen(Agreed::default()).await;
         let found = self.oracle.windows.read(&self.volume).await;
         let checked = self.oracle.survived_kill(&found);

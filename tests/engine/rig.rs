@@ -86,7 +86,9 @@ pub fn noise(prng: &mut Prng, length: usize) -> Vec<u8> {
     let seed = prng.next_u64();
     // Half of them compress well.
     let stride = if seed & 1 == 0 { 1 } else { 64 };
-    (0..length).map(|at| ((seed >> 8).wrapping_add((at / stride) as u64).wrapping_mul(0x9e37_79b9) >> 16) as u8).collect()
+    (0..length)
+        .map(|at| ((seed >> 8).wrapping_add((at / stride) as u64).wrapping_mul(0x9e37_79b9) >> 16) as u8)
+        .collect()
 }
 
 /// Clips a range to the volume.
