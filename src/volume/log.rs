@@ -73,6 +73,7 @@ struct Waits {
     appended: Waiters,
     synced: Waiters,
     changed: tokio::sync::Notify,
+    disk_full: tokio::sync::Notify,
 }
 
 impl Log {
@@ -95,6 +96,9 @@ impl Log {
                 if progress.poisoned.is_some() {
                     waits.appended.end();
                     waits.synced.end();
+                }
+                if progress.disk_full {
+                    waits.disk_full.notify_one();
                 }
                 payloads.trim(progress.appended);
                 waits.changed.notify_waiters();
@@ -135,9 +139,23 @@ impl Log {
         self.waits.synced.wait(lsn).await.map_err(|_| self.failure())
     }
 
-    /// Returns at the next progress of any kind after this future's first poll.
-    pub async fn changed(&self) {
-        self.waits.changed.notified().await;
+    /// Ready at the next progress of any kind after it was enabled or first polled.
+    pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.waits.changed.notified()
+    }
+
+    /// Returns when the log waits for room on its disk.
+    pub async fn disk_full(&self) {
+        self.waits.disk_full.notified().await;
+    }
+
+    /// Tries again to find room, where the log waits for it: whether it does.
+    pub fn retry_if_full(&self) -> bool {
+        let full = self.writer.progress().disk_full;
+        if full {
+            self.writer.retry();
+        }
+        full
     }
 
     /// Why nothing more is written.
