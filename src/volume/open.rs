@@ -162,6 +162,26 @@ pub async fn open(
     Ok((Volume::new(core, Some(publisher), close, Some(local)), report))
 }
 
+/// What [`open`] would come upon, found without changing anything.
+pub async fn inspect(env: &Env, bucket: &Bucket, agreed: Agreed) -> Result<OpenReport, VolumeError> {
+    let local = open_local(env, bucket)?;
+    let (newest, plan, was_clean) = survey(env, bucket, &local, agreed).await?;
+    let mut replayed = Replayed::default();
+    if plan.belongs {
+        let floor = Lsn(newest.manifest.log.lsn);
+        let scan = wal::scan_above(&*local.wal, floor)?;
+        if let Some(damage) = scan.damage.clone().filter(|damage| damage.lost) {
+            return Err(wal::WalError::Corrupt(damage).into());
+        }
+        let payloads = PayloadMemory::new(0);
+        let mut replay = Replay::new(bucket, &payloads, newest.manifest.size_bytes);
+        replay.run(scan.records(floor))?;
+        replayed = replay.found;
+        replayed.torn = scan.torn.map(|torn| (torn.bytes_discarded, torn.why.to_string()));
+    }
+    Ok(OpenReport { newest: newest.manifest, was_clean, replayed, discarded: plan.lost_records })
+}
+
 /// Opens the newest epoch for reading. Claims nothing, and uses the cache on disk where no writer on this host has it.
 pub async fn open_read_only(env: Env, bucket: Bucket, settings: Settings) -> Result<Volume, VolumeError> {
     let local = env.local.open(bucket.header.volume).map_err(VolumeError::local("state directory"))?;
