@@ -23,11 +23,8 @@ pub mod device;
 pub mod env;
 pub mod error;
 pub mod frames;
-<<<<<<< HEAD
 pub mod host;
-=======
 pub mod info;
->>>>>>> fsck
 pub mod init;
 pub mod layer;
 pub mod local;
