@@ -3,7 +3,10 @@
 //! Extents come in the order of blocks. They are gathered up to [`EXTENTS_MAX`] and then sorted by frame, so that a
 //! frame that many of them share is read once, and neighbours in an object by one request.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use futures::stream::{StreamExt, TryStreamExt};
 
@@ -88,6 +91,19 @@ impl Reader {
             hit.filter(|(other, _)| **other == frame).for_each(|(_, run)| entry.2.add(*run));
         }
         Ok(())
+    }
+
+    /// Objects that turned out to be missing.
+    pub(super) fn missing(&self) -> impl Iterator<Item = (Generation, Sequence)> + '_ {
+        let missing = self.damaged.iter().filter(|(_, (_, error, _))| *error == FrameError::Missing);
+        missing.map(|((generation, sequence, _), _)| (*generation, *sequence))
+    }
+
+    /// These objects may be missing.
+    pub(super) fn forget(&mut self, names: &BTreeSet<(Generation, Sequence)>) {
+        self.damaged.retain(|(generation, sequence, _), (_, error, _)| {
+            *error != FrameError::Missing || !names.contains(&(*generation, *sequence))
+        });
     }
 
     /// What is damaged, each frame with the blocks in it.

@@ -13,7 +13,7 @@ use crate::{
         names,
     },
     seal::small::OpenError,
-    volume::{error::FrameError, format_time},
+    volume::{error::FrameError, format_time, info::Party},
 };
 
 /// How bad a finding is.
@@ -206,7 +206,7 @@ pub enum Finding {
         /// Which.
         generation: Generation,
         /// Host and process; none where the claim cannot be read.
-        holder: Option<(String, u32)>,
+        holder: Option<Party>,
         /// When it was claimed, milliseconds since 1970.
         since_ms: Option<u64>,
     },
@@ -294,10 +294,12 @@ pub enum Finding {
         /// Blocks whose content lies beyond its end, or below those pages.
         blocks: Blocks,
     },
-    /// An object that no epoch needs any more is missing, and has an entry in the object table.
-    DeadObjectMissing {
+    /// An object that no epoch needs any more has an entry in the object table, and is missing or of another length.
+    DeadObject {
         /// Its name.
         name: String,
+        /// Its length, bytes; none where it is missing.
+        found: Option<u64>,
     },
     /// An object's header is damaged or another one's.
     ObjectHeader {
@@ -401,6 +403,11 @@ pub enum Finding {
         /// When the oldest and the newest were written, milliseconds since 1970, by the store's clock.
         written_ms: (u64, u64),
     },
+    /// Objects were collected while the check ran, since nothing needs them in the epoch that is now the newest.
+    MovedOn {
+        /// Their number.
+        objects: u64,
+    },
     /// Names below the volume's prefix that s3bd does not use.
     UnknownKeys {
         /// Their number, at least.
@@ -427,11 +434,14 @@ impl Finding {
         match self {
             Self::InUse { .. }
             | Self::ManifestAside { .. }
-            | Self::DeadObjectMissing { .. }
+            | Self::DeadObject { found: None, .. }
+            | Self::MovedOn { .. }
             | Self::Strays { .. }
             | Self::UnknownKeys { .. } => Severity::Note,
             // Space that is never collected, and figures that people read.
-            Self::LiveBytes { excess_bytes: ..0, .. } | Self::Totals { .. } => Severity::Warning,
+            Self::LiveBytes { excess_bytes: ..0, .. }
+            | Self::Totals { .. }
+            | Self::DeadObject { found: Some(_), .. } => Severity::Warning,
             Self::HeaderMissing
             | Self::HeaderDamaged { .. }
             | Self::HeaderReplaced
@@ -461,23 +471,16 @@ impl Finding {
             | Self::LostBlocks { .. } => Severity::Error,
         }
     }
-
-    /// Whether it says that something does not exist: on a volume that is being written, perhaps not any more.
-    #[must_use]
-    pub fn is_absence(&self) -> bool {
-        match self {
-            Self::ManifestMissing { .. } | Self::SnapshotLost { .. } | Self::ObjectMissing { .. } => true,
-            Self::Page { error, .. } | Self::Frame { error, .. } => *error == FrameError::Missing,
-            _ => false,
-        }
-    }
 }
 
 /// What the loss of pages and blocks of one object means.
 fn hits(listed: bool, pages: u64, blocks: &Blocks) -> String {
     let mut text = Vec::new();
     if listed {
-        text.push("the newest manifest lists it, so the volume cannot be opened".to_owned());
+        text.push(
+            "the newest manifest lists it, so the volume cannot be opened, and what was written to it cannot be told"
+                .to_owned(),
+        );
     }
     if pages > 0 {
         text.push(format!("{pages} pages of the maps cannot be read"));
@@ -520,12 +523,12 @@ impl fmt::Display for Finding {
                  that time would not be kept out"
             ),
             Self::InUse { generation, holder, since_ms } => {
-                let (host, pid) =
-                    holder.as_ref().map_or(("another host", 0), |(host, pid)| (host.as_str(), *pid));
-                write!(
-                    f,
-                    "generation {generation} is not closed: {host} (process {pid}) has the volume open"
-                )?;
+                write!(f, "generation {generation} is not closed: ")?;
+                match holder {
+                    Some(Party { host, pid, .. }) => write!(f, "{host} (process {pid})")?,
+                    None => write!(f, "another host")?,
+                }
+                write!(f, " has the volume open")?;
                 since_ms.map_or(Ok(()), |since| write!(f, " since {}", format_time(since)))?;
                 write!(f, ", or ended without closing it")
             }
@@ -657,6 +660,10 @@ impl fmt::Display for Finding {
                  early; written from {} to {}, the first is {first}",
                 format_time(*oldest),
                 format_time(*newest)
+            ),
+            Self::MovedOn { objects } => write!(
+                f,
+                "the volume was written to during the check: {objects} objects were collected and not looked at"
             ),
             Self::UnknownKeys { count, first } => {
                 write!(f, "{count} names below the volume are not s3bd's; the first is {first}")

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures::stream::{StreamExt, TryStreamExt};
 
-use super::{Check, Finding, ManifestName, Stage, get_whole, malformed};
+use super::{Check, Finding, ManifestName, Stage, load, malformed};
 use crate::{
     format::{
         claim::Claim,
@@ -19,16 +19,14 @@ use crate::{
     },
     seal::small::{self, OpenError},
     store::Listed,
-    volume::{
-        bucket::Bucket,
-        error::VolumeError,
-        info,
-        walk::{FETCHES_MAX, Walk},
-    },
+    volume::{bucket::Bucket, error::VolumeError, info, walk::Walk},
 };
 
 /// Names looked at in each gap between the prefixes that s3bd uses.
 const UNKNOWN_KEYS_MAX: usize = 100;
+/// Times that the line is read because its manifests were removed under it: a writer leaves sixteen behind its newest,
+/// so a second time is rare.
+const LINE_READS_MAX: u32 = 8;
 
 /// What a manifest says that the chain needs.
 #[derive(Clone, Debug)]
@@ -52,9 +50,10 @@ pub(super) struct Head {
 impl Check<'_> {
     pub(super) async fn check_slots(&mut self) -> Result<(), VolumeError> {
         for Listed { key, .. } in self.bucket().store.list(names::KEYS, None, None).await? {
-            let Some((bytes, _)) = get_whole(self.bucket(), &key).await? else { continue };
+            let loaded = load(self.bucket(), &key, |bytes| Slot::decode(bytes)).await?;
+            let Some((loaded, _)) = loaded else { continue };
             self.report.counts.key_slots += 1;
-            match Slot::decode(&bytes) {
+            match loaded {
                 Err(error) => self.add(Finding::SlotDamaged { name: key, error }),
                 Ok(slot) if slot.volume != self.bucket().header.volume => {
                     self.add(Finding::SlotForeign { name: key, volume: slot.volume.to_string() });
@@ -65,9 +64,34 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// All manifests, the chain of the newest, and the claims behind them; `None` where no manifest can be used.
+    /// The line of manifests, from the newest that is there at one moment.
     pub(super) async fn check_line(&mut self) -> Result<Option<Head>, VolumeError> {
+        let before = self.report.clone();
+        let mut attempt = 1;
+        loop {
+            let head = self.check_line_once().await?;
+            let said = &self.report.findings[before.findings.len()..];
+            let absent = said
+                .iter()
+                .any(|finding| matches!(finding, Finding::ManifestMissing { .. } | Finding::NoManifest));
+            if !absent || attempt == LINE_READS_MAX || !self.has_moved_on().await? {
+                return Ok(head);
+            }
+            // What was missing was removed by a writer that has published since.
+            self.report = before.clone();
+            attempt += 1;
+        }
+    }
+
+    /// Whether there is another newest manifest than when the line was read.
+    pub(super) async fn has_moved_on(&self) -> Result<bool, VolumeError> {
+        Ok(self.bucket().list_manifests().await?.last() != self.newest_listed.as_ref())
+    }
+
+    /// All manifests, the chain of the newest, and the claims behind them; `None` where no manifest can be used.
+    async fn check_line_once(&mut self) -> Result<Option<Head>, VolumeError> {
         let listed = self.bucket().list_manifests().await?;
+        self.newest_listed = listed.last().copied();
         self.progress.begin(Stage::Line, Some(listed.len() as u64));
         let Some(head) = self.load_manifests(&listed).await? else {
             self.add(Finding::NoManifest);
@@ -170,23 +194,11 @@ impl Check<'_> {
         head: &Manifest,
         listed: &[(Generation, u64)],
     ) -> Result<(), VolumeError> {
-        let above = listed.last().filter(|claim| claim.0 > head.generation);
-        let (generation, nonce) = match above {
-            Some(claim) => *claim,
-            None if head.closed => return Ok(()),
-            None => (head.generation, head.nonce),
-        };
         // What is wrong with the claim itself has been said.
-        let claim = match self.bucket().load_claim(generation, nonce).await {
-            Ok(claim) => Some(claim),
-            Err(error) if error.kind() == crate::volume::error::Kind::Corrupt => None,
-            Err(error) => return Err(error),
-        };
-        self.add(Finding::InUse {
-            generation,
-            holder: claim.as_ref().map(|claim| (claim.writer.host.clone(), claim.writer.pid)),
-            since_ms: claim.map(|claim| claim.time_ms),
-        });
+        if let Some(open) = info::find_open(self.bucket(), head, listed).await? {
+            let info::Open { generation, by, since_ms } = open;
+            self.add(Finding::InUse { generation, holder: by, since_ms });
+        }
         Ok(())
     }
 
@@ -253,22 +265,16 @@ fn is_slot(key: &str) -> bool {
     number.is_some_and(|number| names::slot(number) == key)
 }
 
-/// A small sealed object, opened and decoded, and the digest of its bytes; `None` where there is none. Bytes that are
-/// not whole are fetched again: the network damages bytes, too.
+/// A small sealed object, opened and decoded, and the digest of its bytes; `None` where there is none.
 async fn load_small<T>(
     bucket: &Bucket,
     content: Content,
     name: &str,
     decode: impl Fn(&[u8]) -> Result<T, OpenError>,
 ) -> Result<Option<Result<(T, Digest), OpenError>>, VolumeError> {
-    let mut attempt = 1;
-    loop {
-        let Some((bytes, digest)) = get_whole(bucket, name).await? else { return Ok(None) };
-        match small::open(&bucket.keys, content, name, &bytes).and_then(|plain| decode(&plain)) {
-            Err(_) if attempt < FETCHES_MAX => attempt += 1,
-            result => return Ok(Some(result.map(|value| (value, digest)))),
-        }
-    }
+    let open = |bytes: &[u8]| decode(&small::open(&bucket.keys, content, name, bytes)?);
+    let loaded = load(bucket, name, open).await?;
+    Ok(loaded.map(|(loaded, digest)| loaded.map(|value| (value, digest))))
 }
 
 /// The tenures on the line of `head`, and what is wrong with its chain of manifests.

@@ -1,6 +1,6 @@
 //! What is missing, gathered by object: a page or an extent in a missing object is told with the object, not by itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Blocks, Finding, finding::object_name};
 use crate::{
@@ -63,9 +63,22 @@ impl Lost {
         self.pages.push((at, error));
     }
 
+    /// Objects of which something is missing.
+    pub(super) fn missing(&self) -> BTreeSet<(Generation, Sequence)> {
+        let objects = self.objects.iter().filter(|(_, broken)| broken.found.is_none());
+        let pages = self.pages.iter().filter(|(_, error)| *error == FrameError::Missing);
+        objects.map(|(name, _)| *name).chain(pages.map(|(at, _)| holder(&at.frame))).collect()
+    }
+
+    /// These objects may be missing.
+    pub(super) fn forget(&mut self, names: &BTreeSet<(Generation, Sequence)>) {
+        self.objects.retain(|name, broken| broken.found.is_some() || !names.contains(name));
+        self.pages.retain(|(at, error)| *error != FrameError::Missing || !names.contains(&holder(&at.frame)));
+    }
+
     /// The broken object that `frame` is gone with.
     fn holder(&mut self, frame: &FrameRef) -> Option<&mut Broken> {
-        let broken = self.objects.get_mut(&(frame.object.generation, frame.object.sequence))?;
+        let broken = self.objects.get_mut(&holder(frame))?;
         let end = frame.offset.saturating_add(frame.stored_bytes.into());
         broken.found.is_none_or(|found| end > found).then_some(broken)
     }
@@ -108,4 +121,9 @@ impl Lost {
         }
         findings
     }
+}
+
+/// The name of the object that a frame is in.
+fn holder(frame: &FrameRef) -> (Generation, Sequence) {
+    (frame.object.generation, frame.object.sequence)
 }

@@ -1,7 +1,7 @@
 //! Checking a volume in its bucket: reads only, needs no lock and no claim, and works while the volume is open elsewhere.
 //!
 //! # Overview
-//! One pass goes from what is small to what is large: header, key slots, manifests and their chain, claims ([`line`]); the
+//! It goes from what is small to what is large: header, key slots, manifests and their chain, claims ([`line`]); the
 //! objects that the newest manifest lists ([`listed`]); the object table, entry by entry against a listing of the
 //! bucket, in the same order ([`table`]), each object by its header and index ([`object`]); the block map, with every
 //! extent held against what the table says ([`map`]); and every frame, where data is read ([`data`]). What is decided
@@ -11,9 +11,9 @@
 //! `Options::concurrency` requests are under way at most. Memory is bounded by that, by the newest manifest's list (as
 //! at open), and by eight bytes for each object that the volume ever had: a listing and the maps are never held whole.
 //!
-//! The volume may move on under a check. What the newest manifest named when the check began exists until it is
-//! collected, so a thing that turns out missing counts only if the newest manifest is still the same; else the check
-//! begins anew, [`PASSES_MAX`] times at most. Objects that nothing names may be uploads under way.
+//! The volume may move on under a check. The line of manifests is read anew where a part of it was removed meanwhile.
+//! What its newest one names exists until it is collected, so an object that turns out missing counts only if the
+//! manifest that is the newest by then still needs it. Objects that nothing names may be uploads under way.
 //!
 //! # Errors
 //! Whatever is wrong with the volume is a [`Finding`]; an `Err` is a store that cannot be asked.
@@ -27,6 +27,7 @@ pub mod finding;
 pub mod progress;
 pub mod report;
 
+mod collected;
 mod data;
 mod line;
 mod listed;
@@ -48,20 +49,19 @@ use self::{data::Reader, lost::Lost};
 use crate::{
     format::{
         FormatError,
+        header::Header,
         ids::{Epoch, FrameRef, Generation},
+        manifest::Digest,
         names,
     },
     seal::{slot::Secret, small::OpenError},
-    store::Store,
+    store::{ErrorKind, Range, Store},
     volume::{
         bucket::{Bucket, digest},
         error::VolumeError,
-        walk::Direct,
+        walk::{Direct, FETCHES_MAX},
     },
 };
-
-/// Times that a check begins anew because the volume moved on under it, the first included.
-const PASSES_MAX: u32 = 4;
 
 /// How far a check goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -115,7 +115,14 @@ pub async fn check_store(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Report, VolumeError> {
-    let finding = match Bucket::unlock(Arc::clone(&store), secret).await {
+    let mut unlocked = Bucket::unlock(Arc::clone(&store), secret).await;
+    for _ in 1..FETCHES_MAX {
+        if !matches!(unlocked, Err(VolumeError::Damaged { .. } | VolumeError::NoSlot { .. })) {
+            break;
+        }
+        unlocked = Bucket::unlock(Arc::clone(&store), secret).await;
+    }
+    let finding = match unlocked {
         Ok(bucket) => return check(&bucket, options, progress).await,
         Err(VolumeError::Damaged { name, error }) if name == names::HEADER => {
             Finding::HeaderDamaged { error }
@@ -143,28 +150,12 @@ pub async fn check(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Report, VolumeError> {
-    let mut pass = 1;
-    loop {
-        let mut check = Check::new(bucket, options, progress);
-        check.run().await?;
-        let report = check.finish();
-        if pass == PASSES_MAX
-            || !report.findings.iter().any(Finding::is_absence)
-            || !has_moved_on(bucket, &report).await?
-        {
-            return Ok(report);
-        }
-        tracing::info!(pass, "the volume moved on: checking again from its newest manifest");
-        pass += 1;
-    }
+    let mut check = Check::new(bucket, options, progress);
+    check.run().await?;
+    Ok(check.finish())
 }
 
-async fn has_moved_on(bucket: &Bucket, report: &Report) -> Result<bool, VolumeError> {
-    let newest = bucket.list_manifests().await?.last().copied();
-    Ok(newest > report.generation.zip(report.epoch))
-}
-
-/// One pass.
+/// A check under way.
 struct Check<'a> {
     direct: Direct,
     options: &'a Options,
@@ -173,13 +164,23 @@ struct Check<'a> {
     lost: Lost,
     /// Pages of maps that were read before the object table was known.
     own_pages: Vec<FrameRef>,
+    /// The newest manifest in the listing that the check goes by.
+    newest_listed: Option<ManifestName>,
 }
 
 impl<'a> Check<'a> {
     fn new(bucket: &Bucket, options: &'a Options, progress: &'a dyn Progress) -> Self {
         let report = Report { block_bytes: bucket.block_bytes(), ..Report::default() };
         let direct = Direct { bucket: bucket.clone() };
-        Self { direct, options, progress, report, lost: Lost::default(), own_pages: Vec::new() }
+        Self {
+            direct,
+            options,
+            progress,
+            report,
+            lost: Lost::default(),
+            own_pages: Vec::new(),
+            newest_listed: None,
+        }
     }
 
     fn bucket(&self) -> &Bucket {
@@ -212,6 +213,7 @@ impl<'a> Check<'a> {
         };
         let mut reader = Reader::new(sample);
         self.check_map(&head.manifest, &listed.delta, &mut ledger, &mut reader).await?;
+        self.forget_collected(&mut reader).await?;
         self.settle(&head.manifest, ledger);
         reader.findings().into_iter().for_each(|finding| self.add(finding));
         Ok(())
@@ -219,12 +221,11 @@ impl<'a> Check<'a> {
 
     /// The header as it is now; `false` where nothing else can be checked.
     async fn check_header(&mut self) -> Result<bool, VolumeError> {
-        let found = match Bucket::header(&*self.bucket().store).await {
-            Ok((_, found)) if found == self.bucket().header_digest => return Ok(true),
-            Ok(_) => Finding::HeaderReplaced,
-            Err(VolumeError::NoVolume) => Finding::HeaderMissing,
-            Err(VolumeError::Damaged { error, .. }) => Finding::HeaderDamaged { error },
-            Err(error) => return Err(error),
+        let found = match load(self.bucket(), names::HEADER, |bytes| Header::decode(bytes)).await? {
+            Some((Ok(_), found)) if found == self.bucket().header_digest => return Ok(true),
+            Some((Ok(_), _)) => Finding::HeaderReplaced,
+            Some((Err(error), _)) => Finding::HeaderDamaged { error: error.into() },
+            None => Finding::HeaderMissing,
         };
         self.add(found);
         Ok(false)
@@ -239,16 +240,24 @@ impl<'a> Check<'a> {
     }
 }
 
-/// The bytes of an object and their digest; `None` where there is none.
-async fn get_whole(bucket: &Bucket, name: &str) -> Result<Option<(bytes::Bytes, [u8; 32])>, VolumeError> {
-    use crate::store::{ErrorKind, Range};
-    match bucket.store.get(name, Range::Full).await {
-        Ok(got) => {
-            let found = digest(&got.bytes);
-            Ok(Some((got.bytes, found)))
+/// An object, decoded, and the digest of its bytes; `None` where there is none. Bytes that are not whole are fetched
+/// again: the network damages bytes, too.
+async fn load<T, E>(
+    bucket: &Bucket,
+    name: &str,
+    decode: impl Fn(&[u8]) -> Result<T, E>,
+) -> Result<Option<(Result<T, E>, Digest)>, VolumeError> {
+    let mut attempt = 1;
+    loop {
+        let bytes = match bucket.store.get(name, Range::Full).await {
+            Ok(got) => got.bytes,
+            Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        match decode(&bytes) {
+            Err(_) if attempt < FETCHES_MAX => attempt += 1,
+            decoded => return Ok(Some((decoded, digest(&bytes)))),
         }
-        Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => Ok(None),
-        Err(error) => Err(error.into()),
     }
 }
 

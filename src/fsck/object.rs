@@ -14,7 +14,7 @@ use crate::{
         object::{self, FOOTER_BYTES, Footer, HEADER_BYTES},
         page::ObjectInfo,
     },
-    seal::SealError,
+    seal::{SealError, small::OpenError},
     store::{ErrorKind, Got, Range},
     volume::{
         bucket::{Bucket, digest},
@@ -85,6 +85,7 @@ pub(super) async fn look(bucket: &Bucket, known: &Known, header: bool) -> Result
     loop {
         match look_once(bucket, known, header).await? {
             Found::Here(_, findings) if !findings.is_empty() && attempt < FETCHES_MAX => attempt += 1,
+            Found::Length(_) if attempt < FETCHES_MAX => attempt += 1,
             found => return Ok(found),
         }
     }
@@ -148,6 +149,7 @@ fn is_named(found: &ObjectRef, bucket: &Bucket, known: &Known) -> bool {
 /// What is wrong, without the object's name, which the finding has.
 fn words(error: &VolumeError) -> String {
     match error {
+        VolumeError::Damaged { error: OpenError::Seal(error), .. } => format!("object index: {error}"),
         VolumeError::Damaged { error, .. } => error.to_string(),
         VolumeError::DamagedFrame { error, .. } => format!("object index: {error}"),
         other => other.to_string(),

@@ -8,7 +8,7 @@ use super::{
     Blocks, Check, Finding, Level, Stage,
     finding::{EntryProblem, Total, object_name},
     listed::Listed,
-    listing::Listing,
+    listing::{Listing, NAMES_MAX},
     object::{Found, Known, look},
 };
 use crate::{
@@ -214,7 +214,7 @@ impl Check<'_> {
             snapshots,
             ledger: Ledger::new(listed),
             before: None,
-            listing: (!quick).then(|| Listing::new(self.bucket().store.clone())),
+            listing: (!quick).then(|| Listing::new(self.bucket().store.clone(), NAMES_MAX)),
             strays: Strays::default(),
         };
         let direct = self.direct.clone();
@@ -294,7 +294,7 @@ impl Check<'_> {
         let needed = is_needed(info, pass.snapshots);
         match found {
             Some(found) if found == info.bytes => return Ok(needed),
-            None if !needed => self.add(Finding::DeadObjectMissing { name }),
+            found if !needed => self.add(Finding::DeadObject { name, found }),
             found => self.lost.object(known.name(), found, info.bytes, false),
         }
         Ok(false)

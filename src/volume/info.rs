@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{
-    bucket::{Bucket, Published},
+    bucket::Bucket,
     error::{Kind, VolumeError},
     open::load_delta,
     walk::{Direct, Walk},
@@ -117,7 +117,7 @@ pub async fn info(bucket: &Bucket) -> Result<Info, VolumeError> {
     let delta = load_delta(bucket, manifest).await?;
     let direct = Direct { bucket: bucket.clone() };
     let used_blocks = used_blocks(&direct, manifest, &delta).await?;
-    let open = find_open(bucket, &newest).await?;
+    let open = find_open(bucket, manifest, &bucket.list_claims(None).await?).await?;
     let slots = bucket.store.list(names::KEYS, None, None).await?;
     Ok(Info {
         volume: bucket.header.volume.to_string(),
@@ -164,24 +164,28 @@ async fn used_blocks(direct: &Direct, manifest: &Manifest, delta: &Delta) -> Res
     }
     let brought =
         delta.extents.iter().filter(|extent| extent.target != Target::Hole).map(|extent| extent.count);
-    Ok((manifest.totals.mapped_blocks + brought.sum::<u64>()).saturating_sub(hidden))
+    Ok(manifest.totals.mapped_blocks.saturating_add(brought.sum()).saturating_sub(hidden))
 }
 
-/// The tenure that is not closed, if there is one: a claim above the newest manifest, or that of the newest manifest.
-pub async fn find_open(bucket: &Bucket, newest: &Published) -> Result<Option<Open>, VolumeError> {
-    let manifest = &newest.manifest;
-    let claims = bucket.list_claims(None).await?;
-    let above = claims.last().filter(|claim| claim.0 > manifest.generation);
+/// The tenure that is not closed, if there is one: that of a claim above the newest manifest, or of that manifest.
+/// `claims` are all there are, oldest first.
+pub async fn find_open(
+    bucket: &Bucket,
+    newest: &Manifest,
+    claims: &[(Generation, u64)],
+) -> Result<Option<Open>, VolumeError> {
+    let above = claims.last().filter(|claim| claim.0 > newest.generation);
     let (generation, nonce) = match above {
         Some(claim) => *claim,
-        None if manifest.closed => return Ok(None),
-        None => (manifest.generation, manifest.nonce),
+        None if newest.closed => return Ok(None),
+        None => (newest.generation, newest.nonce),
     };
     match bucket.load_claim(generation, nonce).await {
         Ok(claim) => {
             let by = Some((&claim.writer).into());
             Ok(Some(Open { generation, by, since_ms: Some(claim.time_ms) }))
         }
+        // Damaged or missing: then nobody can say who.
         Err(error) if error.kind() == Kind::Corrupt => {
             Ok(Some(Open { generation, by: None, since_ms: None }))
         }

@@ -4,5 +4,7 @@
 #[allow(dead_code, reason = "shared with the engine's tests")]
 mod host;
 
+mod anatomy;
 mod clean;
+mod damage;
 mod volumes;

@@ -4,15 +4,23 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use s3bd::{
+    format::{names, slot::Argon2},
     fsck::{Finding, Level, Options, Report, Sample, Severity, check_store},
     nbd::Device,
-    seal::slot::Secret,
-    store::{Store, memory::Memory},
-    volume::{Volume, bucket::Bucket},
+    seal::{
+        aead::Key,
+        slot::{NewSlot, Secret, wrap},
+    },
+    store::{PutMode, Store, memory::Memory},
+    volume::{
+        Volume,
+        bucket::Bucket,
+        init::{NewVolume, init},
+    },
 };
 use wal::disk::sim::Prng;
 
-use crate::host::{BLOCK_BYTES, Disks, make, reopen};
+use crate::host::{BLOCK_BYTES, Disks, env, make, reopen};
 
 /// So large that the block map needs several levels.
 pub const SIZE: u64 = 1 << 40;
@@ -83,6 +91,7 @@ pub async fn churn(volume: &Volume, prng: &mut Prng, rounds: u64) {
 pub async fn rich() -> Memory {
     let store = Memory::new();
     make(&store, SIZE).await;
+    add_slot(&store).await;
     let disks = Disks::new();
     let mut prng = Prng::new(11);
     let (volume, _) = reopen(&store, &disks, 7).await.unwrap();
@@ -114,6 +123,24 @@ async fn settle(volume: &Volume, store: &Memory, prng: &mut Prng) {
     panic!("no list on top of a checkpoint");
 }
 
-pub fn blocks(bytes: u64) -> u64 {
-    bytes / u64::from(BLOCK_BYTES)
+/// Another password, in the last slot.
+async fn add_slot(store: &Memory) {
+    let volume = unlock(store).await.header.volume;
+    let cost = Argon2 { memory_kib: 64, passes: 1, lanes: 1 };
+    let new = NewSlot { volume, cost, salt: [3; 32], label: "second".to_owned(), created_ms: 0 };
+    // Only its envelope matters here: what it wraps is not looked at.
+    let slot = wrap(&Key::new([7; 32]), &Secret::password("other"), new).unwrap();
+    store.put(&names::slot(u32::MAX), &[slot.encode().unwrap().into()], PutMode::Create).await.unwrap();
+}
+
+/// A volume with another id.
+pub async fn other_volume() -> Memory {
+    let store = Memory::new();
+    let env = env(Arc::new(store.clone()), &Disks::new(), 99, "stranger");
+    let cost = Argon2 { memory_kib: 64, passes: 1, lanes: 1 };
+    let secret = secret();
+    init(&env, &NewVolume { size_bytes: SIZE, block_bytes: BLOCK_BYTES, secret: &secret, cost })
+        .await
+        .unwrap();
+    store
 }
