@@ -102,6 +102,11 @@ impl Garage {
         let _ = self.child.wait();
     }
 
+    /// While `true`, it is stopped: connections are taken by the kernel, and nothing answers.
+    pub fn set_paused(&self, paused: bool) {
+        super::run::signal(self.child.id(), if paused { "STOP" } else { "CONT" });
+    }
+
     /// Starts the killed server on its data and port.
     pub fn start_again(&mut self) {
         let program = find_program().expect(HOW_TO_GET_IT);
