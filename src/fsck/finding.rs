@@ -584,11 +584,8 @@ impl fmt::Display for Finding {
                     hits(*listed, *pages, blocks)
                 )
             }
-            Self::DeadObjectMissing { name } => {
-                write!(
-                    f,
-                    "{name}: already deleted; its entry in the object table goes with the next collection"
-                )
+            Self::DeadObject { name, .. } => {
+                write!(f, "{name}: already deleted; its entry in the object table goes with the next collection")
             }
             Self::ObjectHeader { name, error } => {
                 match error {

@@ -166,7 +166,7 @@ pub async fn open(
 /// What [`open`] would come upon, found without changing anything.
 pub async fn inspect(env: &Env, bucket: &Bucket, agreed: Agreed) -> Result<OpenReport, VolumeError> {
     let local = open_local(env, bucket)?;
-    let (newest, plan, was_clean) = survey(env, bucket, &local, agreed).await?;
+    let Survey { newest, plan, was_clean, .. } = survey(env, bucket, &local, agreed).await?;
     let mut replayed = Replayed::default();
     if plan.belongs {
         let floor = Lsn(newest.manifest.log.lsn);
