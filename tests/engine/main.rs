@@ -1,6 +1,8 @@
 //! The engine against simulated disks and stores.
 
 mod basic;
+mod bucket_prefix;
+mod crash_points;
 mod host;
 mod model;
 mod oracle;
