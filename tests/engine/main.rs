@@ -2,8 +2,10 @@
 
 mod basic;
 mod bucket_prefix;
+mod cost;
 mod crash_points;
 mod host;
 mod model;
 mod oracle;
 mod rig;
+mod store_faults;
