@@ -126,8 +126,6 @@ async fn go_mad(path: &Path, stage: Stage, pieces: &[Piece]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
-
     #[test]
     fn garbage_harms_nobody_else(
         clients in proptest::collection::vec((stage(), proptest::collection::vec(piece(), 0..12)), 1..4)

@@ -60,12 +60,13 @@ async fn a_killed_server_is_waited_for() {
 /// Prints megabytes a second; nothing depends on them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement"]
+#[allow(clippy::print_stderr, reason = "its result")]
 async fn throughput() {
     const OBJECTS: usize = 16;
     const OBJECT_BYTES: usize = 16 << 20;
     let garage = Garage::start();
     let store = Arc::new(S3::connect(BUCKET, &garage.options()).await.unwrap());
-    let body = Bytes::from((0..OBJECT_BYTES).map(|n| (n * 7919 >> 3) as u8).collect::<Vec<_>>());
+    let body = Bytes::from((0..OBJECT_BYTES).map(|n| ((n * 7919) >> 3) as u8).collect::<Vec<_>>());
     for parallel in [1, 4] {
         use futures::StreamExt;
         let megabytes = (OBJECTS * OBJECT_BYTES) as f64 / 1e6;

@@ -179,7 +179,7 @@ async fn bodies_that_break_off_are_errors_and_never_short_data() {
     let server = S3Server::start();
     let store = connect(&server).await;
     let data = Bytes::from(vec![7; 300_000]);
-    store.put("k", &[data.clone()], PutMode::Create).await.unwrap();
+    store.put("k", std::slice::from_ref(&data), PutMode::Create).await.unwrap();
     let part = Range::Part { offset: 1000, length: 200_000 };
     for range in [Range::Full, part, Range::Suffix { length: 100_000 }] {
         server.fail_once(any, HttpFault::CutBody);
@@ -202,9 +202,31 @@ async fn bodies_that_break_off_are_errors_and_never_short_data() {
     }
     // Through the layers it is only a delay.
     let opened = open(&server).await;
-    opened.store().put("k", &[data.clone()], PutMode::Create).await.unwrap();
+    opened.store().put("k", std::slice::from_ref(&data), PutMode::Create).await.unwrap();
     server.fail_once(any, HttpFault::CutBody);
     assert!(get(&opened.store(), "k").await == data);
+}
+
+/// The connection is up before the clock stops, so that only the answer's time limit is left to run out.
+#[tokio::test]
+async fn a_server_that_never_answers_is_given_up() {
+    let server = S3Server::start();
+    let store = connect(&server).await;
+    for change in [true, false] {
+        server.set_plan(|_| HttpFault::None);
+        store.list("", None, None).await.unwrap();
+        server.set_plan(|_| HttpFault::Delay(Duration::from_secs(3600)));
+        tokio::time::pause();
+        let started = tokio::time::Instant::now();
+        let error = match change {
+            true => store.put("k", &[Bytes::from(vec![0; 1 << 20])], PutMode::Create).await.unwrap_err(),
+            false => store.get("k", Range::Full).await.unwrap_err(),
+        };
+        let (kind, seconds) =
+            if change { (ErrorKind::OutcomeUnknown, 60 + 64) } else { (ErrorKind::Retry, 60) };
+        assert_eq!((error.kind, started.elapsed().as_secs()), (kind, seconds), "{error}");
+        tokio::time::resume();
+    }
 }
 
 #[tokio::test]
@@ -363,6 +385,7 @@ async fn no_more_calls_are_under_way_than_allowed() {
 
 /// Started by the tests below with an environment of their own; does nothing without.
 #[tokio::test]
+#[allow(clippy::print_stderr, reason = "its result")]
 async fn child_in_another_environment() {
     let Ok(profile) = std::env::var("S3BD_TEST_PROFILE") else { return };
     let options =

@@ -4,6 +4,8 @@
 //! that says what to do about it ([`exit`]).
 
 mod exit;
+mod fsck;
+mod info;
 mod init;
 mod open;
 mod progress;
@@ -44,6 +46,10 @@ enum Command {
     Open(Box<open::Open>),
     /// After a crash: upload what the local log holds, say what it was, and close the volume.
     Recover(recover::Recover),
+    /// Check a volume in its bucket. Changes nothing; works while it is open elsewhere.
+    Fsck(fsck::Fsck),
+    /// Say what a volume is, from its bucket alone.
+    Info(info::Info),
 }
 
 /// Runs the program on its command line.
@@ -52,7 +58,12 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::DONE });
+            let usage = if std::env::args_os().nth(1).is_some_and(|word| word == "fsck") {
+                fsck::USAGE
+            } else {
+                exit::USAGE
+            };
+            return ExitCode::from(if error.use_stderr() { usage } else { exit::DONE });
         }
     };
     start_log(cli.verbose);
@@ -65,6 +76,8 @@ pub fn main() -> ExitCode {
             Command::Init(command) => command.run().await,
             Command::Open(command) => command.run().await,
             Command::Recover(command) => command.run().await,
+            Command::Fsck(command) => return command.run().await,
+            Command::Info(command) => command.run().await,
         }
         .map(|()| exit::DONE)
     });
@@ -84,7 +97,9 @@ fn start_log(verbose: u8) {
     };
     let filter = std::env::var("S3BD_LOG").unwrap_or_else(|_| default.to_owned());
     let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| default.into());
+    use std::io::IsTerminal;
     let _ = tracing_subscriber::fmt()
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)

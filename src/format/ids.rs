@@ -16,6 +16,12 @@ macro_rules! number {
             pub fn next(self) -> Self {
                 Self(self.0 + 1)
             }
+
+            /// The same for a number that was read and may be anything: `None` after the last.
+            #[must_use]
+            pub fn checked_next(self) -> Option<Self> {
+                self.0.checked_add(1).map(Self)
+            }
         }
 
         impl fmt::Display for $name {

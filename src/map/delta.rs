@@ -18,6 +18,8 @@ pub struct Delta {
     pub extents: ExtentMap,
     /// The objects, in the order in which a manifest lists them.
     pub listed: Vec<ListedObject>,
+    /// How many of them are of cuts; the others hold pages of the checkpoint that this delta follows.
+    pub cut_objects: usize,
     /// What each of them still has in `extents`.
     pub objects: BTreeMap<Sequence, ObjectInfo>,
     /// Changes of the snapshot table.
@@ -61,6 +63,7 @@ impl Delta {
             block_bytes: block_bytes.into(),
             extents: ExtentMap::default(),
             listed: Vec::new(),
+            cut_objects: 0,
             objects: BTreeMap::new(),
             snapshots: Vec::new(),
             epoch,
@@ -79,6 +82,7 @@ impl Delta {
         let epoch = new.listed.epoch;
         self.epoch = self.epoch.max(epoch);
         self.listed.push(new.listed);
+        self.cut_objects += usize::from(new.index.parts > 0);
         self.objects.insert(new.listed.sequence, new.info());
         for run in &new.index.holes {
             self.lay(*run, Target::Hole, epoch);

@@ -280,7 +280,9 @@ impl<P: Pages, S: PageSink, C: Changes> Rewriter<'_, P, S, C> {
         self.load_ahead(level, first_key, old).await?;
         let mut children = Vec::new();
         let mut old = old.iter().peekable();
-        for slot in 0..(1_u16 << FANOUT_BITS) {
+        // The topmost level has fewer: the keys end before its slots do.
+        let slot_bits = FANOUT_BITS.min(64 - span_bits(level - 1));
+        for slot in 0..(1_u16 << slot_bits) {
             let key = child_key(level, first_key, slot);
             let before = old.next_if(|(old_slot, _)| *old_slot == slot).map(|(_, old)| *old);
             if let Some(page) = self.page::<E>(level - 1, key, before).await? {

@@ -5,7 +5,7 @@
 //! - `get` returns exactly the bytes asked for, of the length that the server declared, or an error.
 //!
 //! # Errors and retries
-//! [`super::s3_error`] has the table. A server that refuses `If-None-Match`, or answers it with a lasting 412, gets plain
+//! `s3_error.rs` has the table. A server that refuses `If-None-Match`, or answers it with a lasting 412, gets plain
 //! puts from then on; one that refuses `DeleteObjects` gets single deletes. Both are found out by its answers and
 //! logged once.
 //!

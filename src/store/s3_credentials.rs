@@ -72,6 +72,7 @@ pub(super) struct Session {
     pub(super) client: Client,
     /// Grows with each change of credentials.
     pub(super) generation: u64,
+    access_key_id: String,
     secrets: Vec<SecretString>,
     renew_at: Option<Instant>,
     expires_at: Option<Instant>,
@@ -148,6 +149,8 @@ impl Sessions {
                 let mut last = self.loading.lock().await;
                 match (self.load_current(), &last.error) {
                     (Some(session), _) if !session.is_expired() => Ok(session),
+                    // All that there is; the clock of this host may be wrong.
+                    (Some(session), None) if last.is_recent() => Ok(session),
                     (_, Some((kind, reason))) if last.is_recent() => {
                         Err(StoreError::new(*kind, "open", "", reason))
                     }
@@ -202,9 +205,12 @@ impl Sessions {
         let secrets: Vec<_> =
             secrets.into_iter().flatten().filter(|s| !s.is_empty()).map(SecretString::from).collect();
         let remaining = remaining_life(&credentials);
+        let access_key_id = credentials.access_key_id().to_owned();
         let now = Instant::now();
         let previous = self.load_current();
-        let same = previous.as_ref().filter(|session| same_secrets(&session.secrets, &secrets));
+        let same = previous.as_ref().filter(|session| {
+            session.access_key_id == credentials.access_key_id() && same_secrets(&session.secrets, &secrets)
+        });
         let generation = match (same, &previous) {
             (Some(session), _) => session.generation,
             (None, Some(session)) => session.generation + 1,
@@ -220,6 +226,7 @@ impl Sessions {
         let session = Arc::new(Session {
             client,
             generation,
+            access_key_id,
             secrets,
             // Short-lived ones are used for half of their life at least.
             renew_at: remaining.map(|life| now + life.saturating_sub(RENEW_BEFORE_EXPIRY).max(life / 2)),

@@ -44,7 +44,8 @@ pub fn writer(env: &Env) -> Writer {
     Writer { host: env.host.clone(), pid: std::process::id(), version: env!("CARGO_PKG_VERSION").to_owned() }
 }
 
-/// Steps (1) and (2): puts a claim that is the highest and alone of its generation.
+/// Steps (1) and (2): puts a claim that is the highest and alone of its generation. `None`, and nothing was put, where
+/// there is a claim above `seen`: whoever looked before has to look again.
 ///
 /// # Errors
 /// `Fenced` where a higher claim came in between.
@@ -53,8 +54,12 @@ pub async fn claim(
     env: &Env,
     log: LogId,
     from: (Generation, Epoch),
-) -> Result<Tenure, VolumeError> {
+    seen: Option<Generation>,
+) -> Result<Option<Tenure>, VolumeError> {
     let highest = bucket.list_claims(None).await?.last().map(|claim| claim.0);
+    if highest > seen {
+        return Ok(None);
+    }
     let mut generation = highest.max(Some(from.0)).unwrap_or_default().next();
     loop {
         let nonce = u64::from_le_bytes(random_bytes(&*env.random));
@@ -74,7 +79,7 @@ pub async fn claim(
         }
         let alone = claims.iter().all(|claim| claim.1 == nonce);
         if alone && put == Put::Created {
-            return Ok(Tenure { generation, nonce });
+            return Ok(Some(Tenure { generation, nonce }));
         }
         tracing::info!(%generation, "another host claimed the same generation at the same moment: claiming a higher one");
         generation = generation.next();

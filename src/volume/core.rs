@@ -152,6 +152,15 @@ impl Core {
         self.check().err().unwrap_or(VolumeError::Closed)
     }
 
+    /// Why nothing may be read, if so. A log that failed ends writing alone; a newer claim means that others may have
+    /// written since.
+    pub fn check_readable(&self) -> Result<(), VolumeError> {
+        match self.check() {
+            Err(VolumeError::Log(_)) => Ok(()),
+            checked => checked,
+        }
+    }
+
     /// Why nothing may be acknowledged, if so.
     pub fn check(&self) -> Result<(), VolumeError> {
         self.state().fault.clone().map_or(Ok(()), Err)

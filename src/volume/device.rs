@@ -26,7 +26,7 @@ impl Device for Volume {
 
     async fn read(&self, offset: u64, length: u32) -> Result<Vec<Bytes>, DeviceError> {
         let core = self.core();
-        core.check().map_err(answer)?;
+        core.check_readable().map_err(answer)?;
         core.note_read(offset, length.into());
         let read = core.read(offset..offset + u64::from(length), At::Newest);
         match core.settings.read_timeout {
@@ -61,7 +61,7 @@ impl Device for Volume {
 
     async fn cache(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
         let core = self.core();
-        core.check().map_err(answer)?;
+        core.check_readable().map_err(answer)?;
         core.fetch_ahead(offset..offset + length).await.map_err(answer)
     }
 
@@ -72,7 +72,7 @@ impl Device for Volume {
         count_max: usize,
     ) -> Result<Vec<DeviceExtent>, DeviceError> {
         let core = self.core();
-        core.check().map_err(answer)?;
+        core.check_readable().map_err(answer)?;
         // Enough for any reply, and few enough pages that the answer comes soon; a client asks on from there.
         let end = offset + length.min(1 << 36);
         let segments = core.segments(offset..end, At::Newest).await.map_err(answer)?;

@@ -24,6 +24,7 @@ pub mod env;
 pub mod error;
 pub mod frames;
 pub mod host;
+pub mod info;
 pub mod init;
 pub mod layer;
 pub mod local;
@@ -39,6 +40,7 @@ pub mod record;
 pub mod settings;
 pub mod state;
 pub mod waiters;
+pub mod walk;
 pub mod write;
 
 use std::sync::Arc;

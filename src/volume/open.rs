@@ -99,30 +99,30 @@ pub async fn open(
     agreed: Agreed,
 ) -> Result<(Volume, OpenReport), VolumeError> {
     let local = open_local(&env, &bucket)?;
-    let (newest, plan, was_clean) = survey(&env, &bucket, &local, agreed).await?;
-    let tenure = claims::claim(&bucket, &env, plan.identity.log, newest_name(&newest)).await?;
+    let (surveyed, tenure) = survey_and_claim(&env, &bucket, &local, agreed).await?;
+    let Survey { newest, plan, was_clean, .. } = surveyed;
     // Step (3): whoever wrote before the claim is seen now.
     let (newest, plan) = match bucket.newest_manifest().await? {
         same if same.link == newest.link => (newest, plan),
         newer => {
             let plan = plan_log(&env, &bucket, &local, &newer, agreed).await?;
+            begin_log(&env, &bucket, &local, &plan)?;
             (newer, plan)
         }
     };
-    let identity = take_log(&env, &bucket, &local, &plan, tenure)?;
+    let identity = note_tenure(&env, &bucket, &local, &plan, &newest, tenure)?;
     let tag = random_bytes::<32>(&*env.random);
     let floor = if plan.belongs { Lsn(newest.manifest.log.lsn) } else { Lsn(0) };
     let options = wal_options(&settings, tag);
     let (log, scan) = wal::Log::open(Arc::clone(&local.wal), options, floor)?;
     let payloads = Arc::new(PayloadMemory::new(settings.unpublished_memory_bytes_max));
-    let mut replay = Replay::new(&bucket, &payloads, newest.manifest.size_bytes);
+    let position = if plan.belongs { floor } else { log.next() };
+    let mut replay = Replay::new(&bucket, identity.log, &payloads, &newest.manifest, position);
     if plan.belongs {
         replay.run(log.records(floor))?;
     }
-    let (active, mut replayed) = (replay.layer, replay.found);
+    let Replay { layer: active, found: mut replayed, end, .. } = replay;
     replayed.torn = scan.torn.map(|torn| (torn.bytes_discarded, torn.why.to_string()));
-    let position = if plan.belongs { floor } else { log.next() };
-    let end = log.next();
 
     let first = claims::put_first_manifest(&bucket, &env, tenure, &newest, |first| {
         first.log = LogPosition { log: identity.log, lsn: position.0 };
@@ -145,7 +145,8 @@ pub async fn open(
     };
     let cache = open_cache(&env, &local, &settings);
     let frames = Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, Some(cache));
-    let log = Log::start(log, &tag, Arc::clone(&bucket.keys), Arc::clone(&payloads), &settings);
+    let log =
+        Log::start(log, (identity.log, &tag), Arc::clone(&bucket.keys), Arc::clone(&payloads), &settings);
     let core = Core::new(env, bucket, settings, frames, Some(Arc::new(log)), payloads, state);
     let core = Arc::new(core);
     core.published.advance(position);
@@ -165,7 +166,7 @@ pub async fn open(
 /// What [`open`] would come upon, found without changing anything.
 pub async fn inspect(env: &Env, bucket: &Bucket, agreed: Agreed) -> Result<OpenReport, VolumeError> {
     let local = open_local(env, bucket)?;
-    let (newest, plan, was_clean) = survey(env, bucket, &local, agreed).await?;
+    let Survey { newest, plan, was_clean, .. } = survey(env, bucket, &local, agreed).await?;
     let mut replayed = Replayed::default();
     if plan.belongs {
         let floor = Lsn(newest.manifest.log.lsn);
@@ -174,7 +175,7 @@ pub async fn inspect(env: &Env, bucket: &Bucket, agreed: Agreed) -> Result<OpenR
             return Err(wal::WalError::Corrupt(damage).into());
         }
         let payloads = PayloadMemory::new(0);
-        let mut replay = Replay::new(bucket, &payloads, newest.manifest.size_bytes);
+        let mut replay = Replay::new(bucket, plan.identity.log, &payloads, &newest.manifest, floor);
         replay.run(scan.records(floor))?;
         replayed = replay.found;
         replayed.torn = scan.torn.map(|torn| (torn.bytes_discarded, torn.why.to_string()));
@@ -230,13 +231,35 @@ fn wal_options(settings: &Settings, tag: [u8; 32]) -> wal::Options {
     wal::Options { segment_bytes, log_bytes_max: settings.wal_bytes_max, tag }
 }
 
-/// Looks before claiming: may this host have the volume, and what becomes of its log?
-async fn survey(
+/// What was found before claiming.
+struct Survey {
+    newest: Published,
+    plan: LogPlan,
+    was_clean: bool,
+    /// The highest claim.
+    claimed: Option<Generation>,
+}
+
+/// Looks, and claims if nobody else did since: a host that opened the volume meanwhile is found in use, not fenced.
+async fn survey_and_claim(
     env: &Env,
     bucket: &Bucket,
     local: &Local,
     agreed: Agreed,
-) -> Result<(Published, LogPlan, bool), VolumeError> {
+) -> Result<(Survey, Tenure), VolumeError> {
+    loop {
+        let surveyed = survey(env, bucket, local, agreed).await?;
+        begin_log(env, bucket, local, &surveyed.plan)?;
+        let from = newest_name(&surveyed.newest);
+        let log = surveyed.plan.identity.log;
+        if let Some(tenure) = claims::claim(bucket, env, log, from, surveyed.claimed).await? {
+            return Ok((surveyed, tenure));
+        }
+    }
+}
+
+/// Looks before claiming: may this host have the volume, and what becomes of its log?
+async fn survey(env: &Env, bucket: &Bucket, local: &Local, agreed: Agreed) -> Result<Survey, VolumeError> {
     let newest = bucket.newest_manifest().await?;
     let seen: Option<Seen> = local::load(&*local.state, &bucket.keys, Sealed::Seen, SEEN)?;
     if let Some(seen) = seen
@@ -245,8 +268,9 @@ async fn survey(
         check_seen(&newest, &seen)?;
     }
     let plan = plan_log(env, bucket, local, &newest, agreed).await?;
-    let was_clean = check_in_use(bucket, &newest, &plan.identity, agreed).await?;
-    Ok((newest, plan, was_clean))
+    let claims = bucket.list_claims(None).await?;
+    let was_clean = check_in_use(bucket, &newest, claims.last().copied(), &plan.identity, agreed).await?;
+    Ok(Survey { newest, plan, was_clean, claimed: claims.last().map(|claim| claim.0) })
 }
 
 fn check_seen(newest: &Published, seen: &Seen) -> Result<(), VolumeError> {
@@ -267,12 +291,12 @@ fn check_seen(newest: &Published, seen: &Seen) -> Result<(), VolumeError> {
 async fn check_in_use(
     bucket: &Bucket,
     newest: &Published,
+    claimed: Option<(Generation, u64)>,
     identity: &LogIdentity,
     agreed: Agreed,
 ) -> Result<bool, VolumeError> {
     let manifest = &newest.manifest;
-    let claims = bucket.list_claims(None).await?;
-    let Some(&(generation, nonce)) = claims.last() else { return Ok(true) };
+    let Some((generation, nonce)) = claimed else { return Ok(true) };
     if manifest.closed && generation <= manifest.generation {
         return Ok(true);
     }
@@ -303,14 +327,13 @@ async fn plan_log(
 ) -> Result<LogPlan, VolumeError> {
     let identity: Option<LogIdentity> = local::load(&*local.state, &bucket.keys, Sealed::LogIdentity, LOG)?;
     let fresh = || LogIdentity { log: LogId(random_bytes(&*env.random)), tenures: Vec::new() };
-    let Some(identity) = identity else {
-        return Ok(LogPlan { identity: fresh(), belongs: false, lost_records: 0 });
-    };
+    // Without an identity there is no log yet. But where one was lost, records are not given up without a word.
+    let identity = identity.unwrap_or_else(fresh);
     if is_of(&newest.manifest, &identity) {
         return Ok(LogPlan { identity, belongs: true, lost_records: 0 });
     }
     let left_at = left_line_at(bucket, newest, &identity).await?;
-    let lost = count_above(bucket, local, left_at, newest.manifest.size_bytes)?;
+    let lost = count_above(bucket, local, identity.log, left_at, newest.manifest.size_bytes)?;
     if lost.records > 0 && !agreed.discard {
         let generation = identity.tenures.last().map_or(Generation(0), |tenure| tenure.0);
         let folder = env.local.describe(bucket.header.volume);
@@ -329,6 +352,9 @@ async fn left_line_at(
     newest: &Published,
     identity: &LogIdentity,
 ) -> Result<Option<Lsn>, VolumeError> {
+    if identity.tenures.is_empty() {
+        return Ok(None);
+    }
     let mut parent = newest.manifest.parent;
     for _ in 0..CHAIN_MAX {
         let Some(link) = parent else { return Ok(None) };
@@ -345,11 +371,12 @@ async fn left_line_at(
 fn count_above(
     bucket: &Bucket,
     local: &Local,
+    log: LogId,
     from: Option<Lsn>,
     size_bytes: u64,
 ) -> Result<Replayed, VolumeError> {
     let scan = wal::scan(&*local.wal)?;
-    let opener = Opener::new(Arc::clone(&bucket.keys));
+    let opener = Opener::new(Arc::clone(&bucket.keys), log);
     let mut published = from.unwrap_or(Lsn(0));
     let mut above: Vec<(Lsn, u64)> = Vec::new();
     for found in scan.records(published) {
@@ -371,29 +398,49 @@ fn count_above(
     Ok(Replayed { records: above.len() as u64, bytes, ..Replayed::default() })
 }
 
-/// Makes the log this tenure's: notes the tenure in its identity, and clears a log that belongs to no line any more.
-fn take_log(
+/// Clears a log that belongs to no line any more, and gives the folder to the new one. Before the claim, so that the claim
+/// of an opening that dies is known as this host's own.
+fn begin_log(env: &Env, bucket: &Bucket, local: &Local, plan: &LogPlan) -> Result<(), VolumeError> {
+    if plan.belongs {
+        return Ok(());
+    }
+    let clear = || {
+        for name in local.wal.list()? {
+            local.wal.remove(&name)?;
+        }
+        local.wal.sync()
+    };
+    // Before the new identity: what an interrupted clearing leaves is then still known to be the old log's.
+    clear().map_err(VolumeError::local("write-ahead log"))?;
+    store_identity(env, bucket, local, &plan.identity)
+}
+
+/// Notes the tenure in the log's identity.
+fn note_tenure(
     env: &Env,
     bucket: &Bucket,
     local: &Local,
     plan: &LogPlan,
+    newest: &Published,
     tenure: Tenure,
 ) -> Result<LogIdentity, VolumeError> {
     let mut identity = plan.identity.clone();
     identity.tenures.push((tenure.generation, tenure.nonce));
+    // Never the newest manifest's own, however many openings came to nothing since.
     let surplus = identity.tenures.len().saturating_sub(TENURES_MAX);
-    identity.tenures.drain(..surplus);
-    local::store(&*local.state, &bucket.keys, &*env.random, Sealed::LogIdentity, LOG, &identity)?;
-    if !plan.belongs {
-        let clear = || {
-            for name in local.wal.list()? {
-                local.wal.remove(&name)?;
-            }
-            local.wal.sync()
-        };
-        clear().map_err(VolumeError::local("write-ahead log"))?;
-    }
+    let old = identity.tenures.iter().take(surplus).take_while(|old| old.0 < newest.link.generation).count();
+    identity.tenures.drain(..old);
+    store_identity(env, bucket, local, &identity)?;
     Ok(identity)
+}
+
+fn store_identity(
+    env: &Env,
+    bucket: &Bucket,
+    local: &Local,
+    identity: &LogIdentity,
+) -> Result<(), VolumeError> {
+    local::store(&*local.state, &bucket.keys, &*env.random, Sealed::LogIdentity, LOG, identity)
 }
 
 /// Loads what the manifest lists on top of its roots.
@@ -414,12 +461,16 @@ struct Replay<'a> {
     size_bytes: u64,
     layer: Layer,
     found: Replayed,
+    /// End of the last record in the layer: what the log notes after it is never published itself, so nobody may wait
+    /// for that.
+    end: Lsn,
 }
 
 impl<'a> Replay<'a> {
-    fn new(bucket: &Bucket, payloads: &'a PayloadMemory, size_bytes: u64) -> Self {
-        let opener = Opener::new(Arc::clone(&bucket.keys));
-        Self { opener, payloads, size_bytes, layer: Layer::default(), found: Replayed::default() }
+    fn new(bucket: &Bucket, log: LogId, payloads: &'a PayloadMemory, newest: &Manifest, start: Lsn) -> Self {
+        let opener = Opener::new(Arc::clone(&bucket.keys), log);
+        let (layer, found) = (Layer::default(), Replayed::default());
+        Self { opener, payloads, size_bytes: newest.size_bytes, layer, found, end: start }
     }
 
     fn run(&mut self, records: wal::Records) -> Result<(), VolumeError> {
@@ -428,12 +479,14 @@ impl<'a> Replay<'a> {
             let plain = self.opener.open(&found)?;
             match record::decode(found.lsn, found.kind, plain, self.size_bytes)? {
                 LogRecord::Write { offset, time_ms, data } => {
+                    self.end = found.end;
                     let end = offset + data.len() as u64;
                     let payload = self.payloads.payload(found.lsn, found.end, Some(data));
                     self.payloads.trim(found.end);
                     self.lay(Piece { start: offset, end, content: Content::Data(payload, 0) }, time_ms);
                 }
                 LogRecord::Zero { offset, time_ms, length } => {
+                    self.end = found.end;
                     self.lay(Piece { start: offset, end: offset + length, content: Content::Zero }, time_ms);
                 }
                 LogRecord::Published { .. } | LogRecord::Closed => {}

@@ -62,7 +62,28 @@ impl Drop for Payload {
 pub struct PayloadMemory {
     bytes_max: u64,
     used: Arc<Used>,
-    oldest_first: Mutex<VecDeque<Weak<Payload>>>,
+    oldest_first: Mutex<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    payloads: VecDeque<Weak<Payload>>,
+    /// Length at which those that were dropped are taken out, so that overwriting one block over and over does not
+    /// make it longer and longer.
+    sweep_at: usize,
+}
+
+/// No sweep below this many: they are not worth one.
+const SWEEP_MIN: usize = 1024;
+
+impl Queue {
+    fn push(&mut self, payload: &Arc<Payload>) {
+        if self.payloads.len() >= self.sweep_at.max(SWEEP_MIN) {
+            self.payloads.retain(|payload| payload.strong_count() > 0);
+            self.sweep_at = 2 * self.payloads.len();
+        }
+        self.payloads.push_back(Arc::downgrade(payload));
+    }
 }
 
 impl PayloadMemory {
@@ -85,7 +106,7 @@ impl PayloadMemory {
         let budget = Some(Arc::clone(&self.used));
         let payload = Arc::new(Payload { lsn, end, data: Mutex::new(data), budget });
         if bytes > 0 {
-            lock(&self.oldest_first).push_back(Arc::downgrade(&payload));
+            lock(&self.oldest_first).push(&payload);
         }
         payload
     }
@@ -93,7 +114,7 @@ impl PayloadMemory {
     /// Drops the oldest data from memory until the budget holds, but only what can be read back: records whose end is
     /// at most `appended`.
     pub fn trim(&self, appended: Lsn) {
-        let mut queue = lock(&self.oldest_first);
+        let queue = &mut lock(&self.oldest_first).payloads;
         while let Some(oldest) = queue.front() {
             match oldest.upgrade() {
                 None => {}
@@ -134,6 +155,17 @@ mod tests {
         let memory = PayloadMemory::new(1000);
         drop(fill(&memory, 100));
         memory.trim(Lsn(0));
-        assert!(lock(&memory.oldest_first).is_empty());
+        assert!(lock(&memory.oldest_first).payloads.is_empty());
+    }
+
+    #[test]
+    fn overwriting_one_block_for_ever_takes_no_more_and_more_memory() {
+        let memory = PayloadMemory::new(1 << 20);
+        let _oldest = fill(&memory, 1);
+        for _ in 0..100 {
+            drop(fill(&memory, 100));
+            memory.trim(Lsn(u64::MAX));
+        }
+        assert!(lock(&memory.oldest_first).payloads.len() <= SWEEP_MIN + 100);
     }
 }

@@ -59,6 +59,8 @@ use crate::{
 const CUTS_MAX: usize = 2;
 /// Manifests that stay behind the newest: enough to fall back on, and to find where a log left the line.
 const MANIFESTS_KEPT: usize = 16;
+/// How often a log that found no room on its disk looks again: often enough for those who wait, and no load.
+const LOG_ROOM_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A closed cut on its way to the bucket.
 #[derive(Debug)]
@@ -67,7 +69,7 @@ struct Cut {
     lsn: Lsn,
     size_bytes: u64,
     layered: bool,
-    objects: JoinHandle<Result<Vec<NewObject>, VolumeError>>,
+    objects: Task<Vec<NewObject>>,
 }
 
 /// Owns the line of manifests of one tenure.
@@ -81,11 +83,14 @@ pub struct Publisher {
     data_cut: Option<(Generation, Epoch)>,
     sequences: Arc<AtomicU64>,
     cuts: VecDeque<Cut>,
-    checkpoint: Option<JoinHandle<Result<Checkpoint, VolumeError>>>,
+    checkpoint: Option<Task<Checkpoint>>,
     checkpointed: Option<Checkpoint>,
-    /// No checkpoint before the manifest lists this many objects: after one failed, some more come first.
+    /// No checkpoint before the delta has this many objects of cuts: after one failed, some more come first.
     checkpoint_after: usize,
     kept: VecDeque<(Generation, Epoch)>,
+    /// The volume is closing, and its last checkpoint could not be written.
+    checkpoint_given_up: bool,
+    log_full: bool,
     closing: watch::Receiver<bool>,
     state_disk: Arc<dyn wal::disk::Disk>,
 }
@@ -94,6 +99,8 @@ enum Event {
     Uploaded(Result<Vec<NewObject>, VolumeError>),
     Checkpointed(Box<Result<Checkpoint, VolumeError>>),
     Look,
+    /// The log waits for room on its disk; or it is time to look whether there is some.
+    LogRoom,
 }
 
 /// What a publisher starts with.
@@ -129,6 +136,8 @@ impl Publisher {
             checkpoint: None,
             checkpointed: None,
             checkpoint_after: 0,
+            checkpoint_given_up: false,
+            log_full: false,
             kept,
             closing,
             state_disk,
@@ -140,10 +149,6 @@ impl Publisher {
         let result = self.serve().await;
         if let Err(error) = &result {
             self.core.fail(error.clone());
-            self.cuts.iter().for_each(|cut| cut.objects.abort());
-            if let Some(checkpoint) = &self.checkpoint {
-                checkpoint.abort();
-            }
         }
         result
     }
@@ -155,10 +160,13 @@ impl Publisher {
                 self.close_cut()?;
             }
             if *self.closing.borrow() && self.cuts.is_empty() && self.checkpoint.is_none() {
-                if self.is_checkpointed() {
+                if !self.is_checkpointed() {
+                    self.start_checkpoint();
+                } else if self.end_writes() {
                     return self.publish_closed().await;
+                } else {
+                    continue;
                 }
-                self.start_checkpoint();
             }
             match self.next_event().await {
                 Event::Uploaded(objects) => {
@@ -167,32 +175,55 @@ impl Publisher {
                     self.start_checkpoint_if_due();
                 }
                 Event::Checkpointed(done) => match *done {
-                    Ok(checkpoint) => self.checkpointed = Some(checkpoint),
+                    Ok(checkpoint) => {
+                        self.checkpointed = Some(checkpoint);
+                        self.checkpoint_after = 0;
+                    }
                     Err(error) => self.checkpoint_failed(error)?,
                 },
                 Event::Look => {}
+                Event::LogRoom => self.log_full = self.core.log()?.retry_if_full(),
             }
         }
     }
 
+    /// Nothing more is acknowledged, if everything that was is published; else a cut is due first.
+    fn end_writes(&self) -> bool {
+        let ended = {
+            let mut state = self.core.state_mut();
+            let ended = state.active.is_empty();
+            if ended {
+                state.fault.get_or_insert(VolumeError::Closed);
+            }
+            ended
+        };
+        if ended {
+            self.core.fail_quietly(VolumeError::Closed);
+        }
+        ended
+    }
+
     fn is_checkpointed(&self) -> bool {
+        if self.checkpoint_given_up {
+            return true;
+        }
         let state = self.core.state();
         state.delta.extents.is_empty() && state.checkpointing.is_none()
     }
 
     async fn next_event(&mut self) -> Event {
         let due = self.cut_due_at();
-        let Self { core, cuts, checkpoint, closing, .. } = self;
+        let Self { core, cuts, checkpoint, closing, log_full, .. } = self;
         let closing_now = *closing.borrow();
         let uploaded = async {
             match cuts.front_mut() {
-                Some(cut) => joined((&mut cut.objects).await),
+                Some(cut) => cut.objects.join().await,
                 None => std::future::pending().await,
             }
         };
         let checkpointed = async {
             match checkpoint {
-                Some(task) => joined(task.await),
+                Some(task) => task.join().await,
                 None => std::future::pending().await,
             }
         };
@@ -200,6 +231,13 @@ impl Publisher {
             match due {
                 Some(at) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
+            }
+        };
+        let log_room = async {
+            match (*log_full, &core.log) {
+                (true, _) => tokio::time::sleep(LOG_ROOM_INTERVAL).await,
+                (false, Some(log)) => log.disk_full().await,
+                (false, None) => std::future::pending().await,
             }
         };
         tokio::select! {
@@ -210,6 +248,7 @@ impl Publisher {
                 Event::Checkpointed(Box::new(done))
             }
             () = core.cut_wanted.notified() => Event::Look,
+            () = log_room => Event::LogRoom,
             changed = closing.changed(), if !closing_now => {
                 // A dropped sender closes, too.
                 if changed.is_err() { self.closing = watch::channel(true).1; }
@@ -267,7 +306,7 @@ impl Publisher {
         if layered {
             self.data_cut = Some((self.tenure.generation, epoch));
         }
-        let objects = tokio::spawn(upload_cut(core, facts, plans));
+        let objects = Task::spawn(upload_cut(core, facts, plans));
         self.cuts.push_back(Cut { epoch, lsn, size_bytes, layered, objects });
         Ok(())
     }
@@ -418,8 +457,9 @@ impl Publisher {
     fn start_checkpoint_if_due(&mut self) {
         let state = self.core.state();
         let settings = &self.core.settings;
-        let listed = state.delta.listed.len();
-        let due = listed >= settings.checkpoint_objects.max(self.checkpoint_after)
+        // Not the pages: a checkpoint must not be the reason for the next one.
+        let cut_objects = state.delta.cut_objects;
+        let due = cut_objects >= settings.checkpoint_objects.max(self.checkpoint_after)
             || (state.delta.extents.len() >= settings.checkpoint_extents && self.checkpoint_after == 0);
         drop(state);
         if due && self.checkpoint.is_none() && self.checkpointed.is_none() {
@@ -449,17 +489,18 @@ impl Publisher {
             sequences: Arc::clone(&self.sequences),
         };
         drop(state);
-        self.checkpoint = Some(tokio::spawn(async move { checkpoint::run(&core, &job).await }));
+        self.checkpoint = Some(Task::spawn(async move { checkpoint::run(&core, &job).await }));
     }
 
-    /// A checkpoint that cannot be written is put off: the volume goes on, with a longer list in its manifests.
+    /// A checkpoint that cannot be written is put off: the volume goes on, or is closed, with a longer list in its manifests.
     fn checkpoint_failed(&mut self, error: VolumeError) -> Result<(), VolumeError> {
-        let fenced = error.kind() == super::error::Kind::Fenced;
-        if fenced || *self.closing.borrow() {
+        if error.kind() == super::error::Kind::Fenced {
             return Err(error);
         }
+        // A checkpoint spares the next opening some reading, and no more.
+        self.checkpoint_given_up = *self.closing.borrow();
         tracing::error!(%error, "the map cannot be brought up to date: this will be tried again; run s3bd fsck");
-        self.checkpoint_after = self.core.state().delta.listed.len() + self.core.settings.checkpoint_objects;
+        self.checkpoint_after = self.core.state().delta.cut_objects + self.core.settings.checkpoint_objects;
         Ok(())
     }
 
@@ -487,14 +528,30 @@ pub fn remember(core: &Core, disk: &dyn wal::disk::Disk, seen: &Seen) {
     }
 }
 
-/// The result of a task; a panic in it goes on here.
-fn joined<T>(result: Result<Result<T, VolumeError>, tokio::task::JoinError>) -> Result<T, VolumeError> {
-    match result {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(VolumeError::Closed),
-        },
+/// Work under way that ends with the tenure: dropped, it stops at its next wait.
+#[derive(Debug)]
+struct Task<T>(JoinHandle<Result<T, VolumeError>>);
+
+impl<T: Send + 'static> Task<T> {
+    fn spawn(work: impl Future<Output = Result<T, VolumeError>> + Send + 'static) -> Self {
+        Self(tokio::spawn(work))
+    }
+
+    /// Its result; a panic in it goes on here.
+    async fn join(&mut self) -> Result<T, VolumeError> {
+        match (&mut self.0).await {
+            Ok(result) => result,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(VolumeError::Closed),
+            },
+        }
+    }
+}
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

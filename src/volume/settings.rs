@@ -34,7 +34,7 @@ pub struct Settings {
     pub unpublished_memory_bytes_max: u64,
     /// Objects being packed or uploaded at once.
     pub uploads_max: usize,
-    /// A checkpoint is due when the manifest lists this many objects,
+    /// A checkpoint is due when the manifest lists this many objects of cuts,
     pub checkpoint_objects: usize,
     /// or when the delta in memory has this many extents.
     pub checkpoint_extents: usize,

@@ -32,8 +32,19 @@ impl Core {
         Err(VolumeError::OutOfRange { offset: range.start, end: range.end, size_bytes: state.size_bytes })
     }
 
+    fn beyond(&self, offset: u64) -> VolumeError {
+        VolumeError::OutOfRange { offset, end: u64::MAX, size_bytes: self.state().size_bytes }
+    }
+
     /// Writes `data` at byte `offset`. On `Ok` every later read sees it.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), VolumeError> {
+        let length = data.len() as u64;
+        let range = offset..offset.checked_add(length).ok_or_else(|| self.beyond(offset))?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        // All of it first: of a write that is refused, no part may be there.
+        Self::check_range(&self.state(), &range)?;
         let mut end = Lsn(0);
         for start in (0..data.len()).step_by(RECORD_BYTES_MAX) {
             let part = data.slice(start..data.len().min(start + RECORD_BYTES_MAX));
@@ -54,11 +65,7 @@ impl Core {
 
     /// Makes a range read as zeros: one record, whatever its length. On `Ok` every later read sees it.
     pub async fn zero(&self, offset: u64, length: u64) -> Result<(), VolumeError> {
-        let end = offset.checked_add(length).ok_or_else(|| VolumeError::OutOfRange {
-            offset,
-            end: u64::MAX,
-            size_bytes: self.state().size_bytes,
-        })?;
+        let end = offset.checked_add(length).ok_or_else(|| self.beyond(offset))?;
         let (kind, head) = record::zero_head(offset, length, self.env.clock.now_ms());
         let piece = Piece { start: offset, end, content: Content::Zero };
         let lsn = self.append(kind, &head, Bytes::new(), offset..end, |_, _| piece.clone()).await?;
@@ -80,7 +87,7 @@ impl Core {
             // Registered before the attempt, so that no progress between the two is missed.
             let changed = log.changed();
             tokio::pin!(changed);
-            futures::future::poll_immediate(&mut changed).await;
+            changed.as_mut().enable();
             match self.try_append(kind, head, &body, &range, &piece)? {
                 Some(end) => return Ok(end),
                 None => {

@@ -140,3 +140,20 @@ async fn a_damaged_frame_is_an_error_for_its_range_alone() {
     assert_eq!(read(&volume, 0, 512).await, [3; 512]);
     volume.close().await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_sync_with_nothing_to_publish_returns_after_every_kind_of_opening() {
+    let store = Memory::new();
+    make(&store, SIZE).await;
+    let disks = Disks::new();
+    for seed in 7..10 {
+        let (volume, _) = reopen(&store, &disks, seed).await.unwrap();
+        tokio::time::timeout(std::time::Duration::from_secs(60), volume.sync()).await.unwrap().unwrap();
+        write(&volume, 0, &[seed as u8; 100]).await;
+        volume.sync().await.unwrap();
+        volume.sync().await.unwrap();
+        if seed == 8 {
+            volume.close().await.unwrap();
+        }
+    }
+}

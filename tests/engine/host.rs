@@ -120,10 +120,14 @@ pub fn env(store: Arc<dyn Store>, disks: &Disks, seed: u64, host: &str) -> Env {
 }
 
 pub async fn make(store: &Memory, size_bytes: u64) -> Bucket {
+    make_with(store, size_bytes, BLOCK_BYTES).await
+}
+
+pub async fn make_with(store: &Memory, size_bytes: u64, block_bytes: u32) -> Bucket {
     let env = env(Arc::new(store.clone()), &Disks::new(), 1, "maker");
     let cost = Argon2 { memory_kib: 64, passes: 1, lanes: 1 };
     let secret = Secret::password("secret");
-    init(&env, &NewVolume { size_bytes, block_bytes: BLOCK_BYTES, secret: &secret, cost }).await.unwrap()
+    init(&env, &NewVolume { size_bytes, block_bytes, secret: &secret, cost }).await.unwrap()
 }
 
 pub async fn open_with(

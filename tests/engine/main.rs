@@ -2,3 +2,6 @@
 
 mod basic;
 mod host;
+mod model;
+mod oracle;
+mod rig;
