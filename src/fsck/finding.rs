@@ -585,7 +585,10 @@ impl fmt::Display for Finding {
                 )
             }
             Self::DeadObject { name, .. } => {
-                write!(f, "{name}: already deleted; its entry in the object table goes with the next collection")
+                write!(
+                    f,
+                    "{name}: already deleted; its entry in the object table goes with the next collection"
+                )
             }
             Self::ObjectHeader { name, error } => {
                 match error {

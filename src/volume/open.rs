@@ -334,7 +334,13 @@ async fn plan_log(
         return Ok(LogPlan { identity, belongs: true, lost_records: 0 });
     }
     let left_at = left_line_at(bucket, newest, &identity).await?;
-    let lost = count_above(bucket, local, identity.log, left_at, newest.manifest.size_bytes)?;
+    let lost = match count_above(bucket, local, identity.log, left_at, newest.manifest.size_bytes) {
+        Err(error) if agreed.discard => {
+            tracing::warn!(%error, "the log cannot be read, and is given up");
+            Replayed::default()
+        }
+        lost => lost?,
+    };
     if lost.records > 0 && !agreed.discard {
         let generation = identity.tenures.last().map_or(Generation(0), |tenure| tenure.0);
         let folder = env.local.describe(bucket.header.volume);
