@@ -36,6 +36,7 @@ mod lost;
 mod map;
 mod object;
 mod table;
+mod words;
 
 use std::sync::Arc;
 
@@ -221,7 +222,7 @@ impl<'a> Check<'a> {
 
     /// The header as it is now; `false` where nothing else can be checked.
     async fn check_header(&mut self) -> Result<bool, VolumeError> {
-        let found = match load(self.bucket(), names::HEADER, |bytes| Header::decode(bytes)).await? {
+        let found = match load(self.bucket(), names::HEADER, Header::decode).await? {
             Some((Ok(_), found)) if found == self.bucket().header_digest => return Ok(true),
             Some((Ok(_), _)) => Finding::HeaderReplaced,
             Some((Err(error), _)) => Finding::HeaderDamaged { error: error.into() },
