@@ -9,3 +9,4 @@ mod model;
 mod oracle;
 mod rig;
 mod store_faults;
+mod two_writers;
