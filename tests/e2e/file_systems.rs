@@ -42,7 +42,7 @@ fn tree_is_whole(kind: Kind, system: FileSystem, files: usize) {
     disk.mount();
     assert_same(&source, &copy);
     // Deleting and trimming is use, too.
-    let half = format!("find '{}' -type f | awk 'NR % 2' | xargs -d '\\n' rm; sync", copy.display());
+    let half = format!("find '{}' -type f | sort | awk 'NR % 2' | xargs -d '\\n' rm; sync", copy.display());
     shell(&half);
     run("fstrim", &[disk.path()]);
     shell(&half.replace(&copy.display().to_string(), &source.display().to_string()));
