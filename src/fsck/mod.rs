@@ -1,7 +1,7 @@
 //! Checking a volume in its bucket: reads only, needs no lock and no claim, and works while the volume is open elsewhere.
 //!
 //! # Overview
-//! It goes from what is small to what is large: header, key slots, manifests and their chain, claims ([`line`]); the
+//! It goes from what is small to what is large: header, key slots, manifests and their chain, claims ([`mod@line`]); the
 //! objects that the newest manifest lists ([`listed`]); the object table, entry by entry against a listing of the
 //! bucket, in the same order ([`table`]), each object by its header and index ([`object`]); the block map, with every
 //! extent held against what the table says ([`map`]); and every frame, where data is read ([`data`]). What is decided
