@@ -36,7 +36,7 @@ impl Info {
 
 fn print(name: &str, facts: &Facts) {
     let exact = |bytes: u64| format!("{} ({bytes} bytes)", show_size(bytes));
-    let line = |label: &str, text: String| say(format_args!("{label:<12}{text}"));
+    let line = |label: &str, text: String| say(format_args!("{label:<13}{text}"));
     line("volume", format!("{name}, id {}", facts.volume));
     line("size", exact(facts.size_bytes));
     line("used", exact(facts.used_bytes));

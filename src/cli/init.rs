@@ -1,7 +1,7 @@
 //! `s3bd init`: makes a volume.
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::{
     exit, say,
@@ -10,7 +10,7 @@ use super::{
     target::Target,
 };
 use crate::{
-    format::{header::BLOCK_BYTES_MAX, slot::Argon2},
+    format::{header::BLOCK_BYTES_MAX, ids::Codec, slot::Argon2},
     volume::{
         env::Env,
         init::{NewVolume, init},
@@ -31,14 +31,43 @@ pub(super) struct Init {
     /// Block size: a power of two from 512 to 16M. Writes of less than a block cost a whole one.
     #[arg(long, value_parser = parse_size, default_value = "4096")]
     block_size: u64,
+    /// How data is compressed; what would grow is stored as it is.
+    #[arg(long, value_enum, default_value = "zstd")]
+    compression: CompressionArg,
     #[command(flatten)]
     secret: SecretArgs,
+}
+
+/// The compressions by name.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(super) enum CompressionArg {
+    /// Fast, and small enough.
+    #[default]
+    Zstd,
+    /// Faster, and less small.
+    Lz4,
+    /// Slow, and smallest: for what is written once.
+    Xz,
+    /// Everything as it is.
+    None,
+}
+
+impl CompressionArg {
+    /// The codec of that name.
+    pub(super) fn codec(self) -> Codec {
+        match self {
+            Self::Zstd => Codec::Zstd,
+            Self::Lz4 => Codec::Lz4,
+            Self::Xz => Codec::Xz,
+            Self::None => Codec::Plain,
+        }
+    }
 }
 
 impl Init {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let outside = self.target.outside().await?;
-        make(&self.target, &outside.env, self.size, self.block_size, &self.secret).await
+        make(&self.target, &outside.env, self.size, self.block_size, self.compression, &self.secret).await
     }
 }
 
@@ -48,11 +77,18 @@ pub(super) async fn make(
     env: &Env,
     size: u64,
     block_size: u64,
+    compression: CompressionArg,
     secret: &SecretArgs,
 ) -> anyhow::Result<()> {
     let block_bytes = check(size, block_size)?;
     let secret = secret.choose(&target.name()).await?;
-    let new = NewVolume { size_bytes: size, block_bytes, secret: &secret, cost: Argon2::RECOMMENDED };
+    let new = NewVolume {
+        size_bytes: size,
+        block_bytes,
+        compression: compression.codec(),
+        secret: &secret,
+        cost: Argon2::RECOMMENDED,
+    };
     let bucket = init(env, &new).await.with_context(|| target.name())?;
     say(format_args!(
         "{}: made a volume of {} ({size} bytes), blocks of {block_bytes} bytes, {}",

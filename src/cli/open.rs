@@ -6,7 +6,8 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use super::{
-    exit, init,
+    exit,
+    init::{self, CompressionArg},
     progress::{describe_replay, show_upload},
     say,
     secret::SecretArgs,
@@ -16,7 +17,6 @@ use super::{
     tell,
 };
 use crate::{
-    format::ids::Codec,
     nbd::{Device, Export},
     seal::frame::Compression,
     volume::{
@@ -70,9 +70,9 @@ struct Tuning {
     /// When a flush is answered: when the data is on the local disk, or when it is in the bucket.
     #[arg(long, value_enum, default_value = "local")]
     durability: DurabilityArg,
-    /// How new data is compressed; what would grow is stored as it is.
-    #[arg(long, value_enum, default_value = "zstd")]
-    compression: CompressionArg,
+    /// How new data is compressed [default: as the volume was made].
+    #[arg(long, value_enum)]
+    compression: Option<CompressionArg>,
     /// Upload what is this old, if not before. Each upload is three requests.
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
     commit_interval: Duration,
@@ -96,14 +96,6 @@ enum DurabilityArg {
     Remote,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum CompressionArg {
-    Zstd,
-    Lz4,
-    Xz,
-    None,
-}
-
 /// A log of less than this leaves no room for a segment being written and one being uploaded.
 const WAL_BYTES_MIN: u64 = 64 << 20;
 /// Less memory than this holds too few frames for one large request.
@@ -120,7 +112,6 @@ impl Tuning {
                 DurabilityArg::Local => Durability::Local,
                 DurabilityArg::Remote => Durability::Remote,
             },
-            compression: compression(self.compression),
             commit_interval: self.commit_interval,
             wal_bytes_max: least("--wal-size", self.wal_size, WAL_BYTES_MIN)?,
             cache_bytes_max: self.cache_size,
@@ -129,16 +120,6 @@ impl Tuning {
             read_timeout: self.read_timeout,
             ..Settings::default()
         })
-    }
-}
-
-fn compression(argument: CompressionArg) -> Compression {
-    match argument {
-        CompressionArg::Zstd => Compression::DEFAULT,
-        CompressionArg::Lz4 => Compression { codec: Codec::Lz4, level: 0 },
-        // Preset 6 is xz's own default; the dictionary is a frame's size anyway.
-        CompressionArg::Xz => Compression { codec: Codec::Xz, level: 6 },
-        CompressionArg::None => Compression { codec: Codec::Plain, level: 0 },
     }
 }
 
@@ -153,6 +134,8 @@ impl Open {
             self.create(&outside.env, size).await?;
         }
         let bucket = self.target.unlock_in(&outside.env, &self.secret).await?;
+        let codec = self.tuning.compression.map_or(bucket.header.compression, CompressionArg::codec);
+        let settings = Settings { compression: Compression::of(codec), ..settings };
         let mut signals = Signals::catch()?;
         let volume = Arc::new(self.open_volume(outside.env, bucket, settings).await?);
         let export = Export {
@@ -176,7 +159,8 @@ impl Open {
         match Bucket::header(&*env.store).await {
             Ok(_) => Ok(()),
             Err(VolumeError::NoVolume) => {
-                init::make(&self.target, env, size, init::BLOCK_BYTES, &self.secret).await
+                let compression = self.tuning.compression.unwrap_or_default();
+                init::make(&self.target, env, size, init::BLOCK_BYTES, compression, &self.secret).await
             }
             Err(error) => Err(error).with_context(|| self.target.name()),
         }

@@ -11,9 +11,12 @@ use super::{
     serve::Signals,
     target::Target,
 };
-use crate::volume::{
-    open::{Agreed, OpenReport, inspect, open},
-    settings::Settings,
+use crate::{
+    seal::frame::Compression,
+    volume::{
+        open::{Agreed, OpenReport, inspect, open},
+        settings::Settings,
+    },
 };
 
 /// Upload what the local log holds.
@@ -50,7 +53,8 @@ impl Recover {
             return Ok(());
         }
         let mut signals = Signals::catch()?;
-        let opened = open(outside.env, bucket, Settings::default(), agreed).await;
+        let compression = Compression::of(bucket.header.compression);
+        let opened = open(outside.env, bucket, Settings { compression, ..Settings::default() }, agreed).await;
         let (volume, report) = opened.with_context(|| name.clone())?;
         self.say(&report);
         let uploaded = async {

@@ -108,6 +108,17 @@ pub enum Codec {
 }
 
 impl Codec {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Zstd => "zstd",
+            Self::Lz4 => "lz4",
+            Self::Xz => "xz",
+        }
+    }
+
     /// The byte that stands for it in associated data.
     #[must_use]
     pub fn byte(self) -> u8 {

@@ -35,6 +35,8 @@ pub struct Info {
     pub protected: bool,
     /// Key slots in the bucket.
     pub key_slots: u64,
+    /// How new data is packed by default: "plain", "zstd", "lz4" or "xz".
+    pub compression: &'static str,
     /// Size of a block, bytes.
     pub block_bytes: u32,
     /// Size of the volume, bytes.
@@ -123,6 +125,7 @@ pub async fn info(bucket: &Bucket) -> Result<Info, VolumeError> {
         volume: bucket.header.volume.to_string(),
         created_ms: bucket.header.created_ms,
         protected: bucket.header.protection == Protection::Secret,
+        compression: bucket.header.compression.name(),
         key_slots: slots.len() as u64,
         block_bytes: bucket.block_bytes(),
         size_bytes: manifest.size_bytes,

@@ -53,7 +53,7 @@ prop_compose! {
         protection in select(vec![Protection::Open, Protection::Secret]),
         created_ms in number(),
     ) -> Header {
-        Header { volume: VolumeId(volume), block_bytes: 1 << bits, protection, created_ms }
+        Header { volume: VolumeId(volume), block_bytes: 1 << bits, protection, compression: Codec::Zstd, created_ms }
     }
 }
 

@@ -54,7 +54,13 @@ pub const fn counting<const N: usize>(first: u8) -> [u8; N] {
 pub static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys::new(VOLUME, &Key::new(MASTER)));
 
 pub fn header() -> Header {
-    Header { volume: VOLUME, block_bytes: BLOCK_BYTES, protection: Protection::Secret, created_ms: TIME_MS }
+    Header {
+        volume: VOLUME,
+        block_bytes: BLOCK_BYTES,
+        protection: Protection::Secret,
+        compression: Codec::Zstd,
+        created_ms: TIME_MS,
+    }
 }
 
 pub fn password() -> Secret {

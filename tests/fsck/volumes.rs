@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use s3bd::{
-    format::{names, slot::Argon2},
+    format::{ids::Codec, names, slot::Argon2},
     fsck::{Finding, Level, Options, Report, Sample, Severity, check_store},
     nbd::Device,
     seal::{
@@ -150,8 +150,17 @@ pub async fn other_volume() -> Memory {
     let env = env(Arc::new(store.clone()), &Disks::new(), 99, "stranger");
     let cost = Argon2 { memory_kib: 64, passes: 1, lanes: 1 };
     let secret = secret();
-    init(&env, &NewVolume { size_bytes: SIZE, block_bytes: BLOCK_BYTES, secret: &secret, cost })
-        .await
-        .unwrap();
+    init(
+        &env,
+        &NewVolume {
+            size_bytes: SIZE,
+            block_bytes: BLOCK_BYTES,
+            compression: Codec::Zstd,
+            secret: &secret,
+            cost,
+        },
+    )
+    .await
+    .unwrap();
     store
 }
