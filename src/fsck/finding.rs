@@ -58,6 +58,8 @@ impl From<&FrameRef> for FrameAt {
 pub enum EntryProblem {
     /// Objects with lower numbers are of a later tenure.
     GenerationDescends,
+    /// It is of a later tenure than the newest manifest.
+    GenerationAhead,
     /// Its number is one that the newest manifest calls unused.
     NumberTooHigh,
     /// It was born after the checkpoint that wrote the entry.

@@ -64,9 +64,9 @@ impl Ledger {
         (sequence.0 / CHUNK, (sequence.0 % CHUNK) as usize)
     }
 
-    /// Takes an entry.
-    fn enter(&mut self, sequence: Sequence, info: &ObjectInfo) {
-        if self.tenures.last().is_none_or(|tenure| tenure.1 != info.generation) {
+    /// Takes an entry; one that is out of order says nothing about the tenures.
+    fn enter(&mut self, sequence: Sequence, info: &ObjectInfo, in_order: bool) {
+        if in_order && self.tenures.last().is_none_or(|tenure| tenure.1 != info.generation) {
             self.tenures.push((sequence, info.generation));
         }
         let (chunk, at) = Self::place(sequence);
@@ -167,6 +167,7 @@ fn judge(
     let dead = info.died.is_some();
     let problems = [
         (before > Some(info.generation), EntryProblem::GenerationDescends),
+        (info.generation > manifest.generation, EntryProblem::GenerationAhead),
         (sequence >= manifest.next_sequence, EntryProblem::NumberTooHigh),
         (info.born > manifest.roots.epoch, EntryProblem::BornLater),
         (info.died.is_some_and(|died| died < info.born), EntryProblem::DiedEarlier),
@@ -256,11 +257,12 @@ impl Check<'_> {
             if pass.listed.objects.contains_key(sequence) {
                 problems.push(EntryProblem::AlsoListed);
             }
-            let in_order = !problems.contains(&EntryProblem::GenerationDescends);
+            let disorder = [EntryProblem::GenerationDescends, EntryProblem::GenerationAhead];
+            let in_order = !problems.iter().any(|problem| disorder.contains(problem));
             for problem in problems {
                 self.add(Finding::TableEntry { name: object_name(known.name()), problem });
             }
-            pass.ledger.enter(*sequence, info);
+            pass.ledger.enter(*sequence, info, in_order);
             if in_order {
                 pass.before = Some(info.generation);
             }

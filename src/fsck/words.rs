@@ -32,6 +32,7 @@ impl EntryProblem {
     fn text(self) -> &'static str {
         match self {
             Self::GenerationDescends => "objects with lower numbers are of a later generation",
+            Self::GenerationAhead => "it is of a later generation than the newest manifest",
             Self::NumberTooHigh => "its number has not been given out yet",
             Self::BornLater => "it was born after the checkpoint that wrote its entry",
             Self::DiedEarlier => "it died before it was born",

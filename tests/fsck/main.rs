@@ -7,4 +7,7 @@ mod host;
 mod anatomy;
 mod clean;
 mod damage;
+mod forged;
+mod hits;
+mod info;
 mod volumes;
