@@ -7,7 +7,7 @@ use super::{
     claim::Writer,
     codec,
     ids::{Epoch, FrameRef, Generation, LogPosition, ObjectRef, Sequence, VolumeId},
-    page::StoredFrame,
+    page::{LEVEL_MAX, StoredFrame},
 };
 
 /// SHA-256 of stored bytes.
@@ -198,6 +198,11 @@ impl Manifest {
         let malformed = |detail| Err(FormatError::Malformed { what: "manifest", detail });
         if manifest.parent.is_some_and(|parent| parent.epoch.next() != manifest.epoch) {
             return malformed("its epoch does not follow its parent's");
+        }
+        let Roots { blocks, objects, snapshots, .. } = &manifest.roots;
+        let is_sane = |root: &Root| root.level <= LEVEL_MAX && root.frame.is_bounded();
+        if ![blocks, objects, snapshots].into_iter().flatten().all(is_sane) {
+            return malformed("root of a map");
         }
         let mut previous = manifest.roots.epoch.next();
         for object in &manifest.objects {

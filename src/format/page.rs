@@ -120,6 +120,12 @@ impl StoredFrame {
         }
     }
 
+    /// Whether it ends where a number can say.
+    #[must_use]
+    pub fn is_bounded(&self) -> bool {
+        self.offset.checked_add(self.stored_bytes.into()).is_some()
+    }
+
     /// The whole reference, given the object.
     #[must_use]
     pub fn place(&self, object: ObjectRef) -> FrameRef {
@@ -218,6 +224,9 @@ fn store_extent(extent: &Extent, tables: &mut Tables) -> Option<StoredExtent> {
 }
 
 fn unpack(stored: StoredPage, level: u8, first_key: u64, block_bytes: u32) -> Result<Page, &'static str> {
+    if !stored.frames.iter().all(StoredFrame::is_bounded) {
+        return Err("end of a frame");
+    }
     let frames = stored
         .frames
         .iter()
@@ -229,7 +238,9 @@ fn unpack(stored: StoredPage, level: u8, first_key: u64, block_bytes: u32) -> Re
     match stored.body {
         StoredBody::Inner(children) if level > 0 => {
             let ascending = children.is_sorted_by(|a, b| a.0 < b.0);
-            if !ascending || children.last().is_some_and(|last| u64::from(last.0) >= FANOUT) {
+            // The topmost level has fewer slots: the keys end before they do.
+            let slots = 1_u64 << FANOUT_BITS.min(64_u32.saturating_sub(span_bits(level - 1)));
+            if !ascending || children.last().is_some_and(|last| u64::from(last.0) >= slots) {
                 return Err("slots of children");
             }
             let place = |(slot, at): (u16, u32)| Some((slot, *frames.get(at as usize)?));
