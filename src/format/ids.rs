@@ -11,10 +11,10 @@ macro_rules! number {
         pub struct $name(pub u64);
 
         impl $name {
-            /// The number after this one.
+            /// The number after this one; there is none after the last.
             #[must_use]
             pub fn next(self) -> Self {
-                Self(self.0 + 1)
+                Self(self.0.saturating_add(1))
             }
 
             /// The same for a number that was read and may be anything: `None` after the last.

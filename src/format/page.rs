@@ -125,7 +125,9 @@ impl StoredFrame {
     /// Whether its lengths are such as a writer makes them, so that a reader may allocate as much.
     #[must_use]
     pub fn is_bounded(&self) -> bool {
-        self.plain_bytes <= FRAME_PLAIN_BYTES_MAX && self.stored_bytes as usize >= TAG_BYTES
+        self.plain_bytes <= FRAME_PLAIN_BYTES_MAX
+            && self.stored_bytes as usize >= TAG_BYTES
+            && self.offset.checked_add(self.stored_bytes.into()).is_some()
     }
 
     /// The whole reference, given the object.

@@ -6,6 +6,7 @@ mod cost;
 mod crash_points;
 mod host;
 mod model;
+mod object_table;
 mod oracle;
 mod rig;
 mod store_faults;
