@@ -76,7 +76,8 @@ impl Reader {
             }
         }
         let groups = frames.chunk_by(joins()).map(|group| read_group(check.direct.clone(), group.to_vec()));
-        let mut groups = futures::stream::iter(groups.collect::<Vec<_>>()).buffered(check.loads_max());
+        let mut groups =
+            futures::stream::iter(groups.collect::<Vec<_>>()).buffered(check.loads_max()).boxed();
         let mut damaged = Vec::new();
         while let Some(read) = groups.try_next().await? {
             check.report.counts.frames += read.frames;

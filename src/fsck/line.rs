@@ -19,13 +19,18 @@ use crate::{
     },
     seal::small::{self, OpenError},
     store::Listed,
-    volume::{bucket::Bucket, error::VolumeError, info, walk::Walk},
+    volume::{
+        bucket::Bucket,
+        error::{Kind, VolumeError},
+        info,
+        walk::Walk,
+    },
 };
 
 /// Names looked at in each gap between the prefixes that s3bd uses.
 const UNKNOWN_KEYS_MAX: usize = 100;
-/// Times that the line is read because its manifests were removed under it: a writer leaves sixteen behind its newest,
-/// so a second time is rare.
+/// Times that the line is read because all its manifests were removed under it: a writer leaves sixteen, so it would
+/// have to publish as many between two requests.
 const LINE_READS_MAX: u32 = 8;
 
 /// What a manifest says that the chain needs.
@@ -44,13 +49,13 @@ pub(super) struct Knot {
 #[derive(Debug)]
 pub(super) struct Head {
     pub(super) manifest: Manifest,
-    knots: BTreeMap<ManifestName, Option<Knot>>,
+    knots: BTreeMap<ManifestName, Result<Knot, OpenError>>,
 }
 
 impl Check<'_> {
     pub(super) async fn check_slots(&mut self) -> Result<(), VolumeError> {
         for Listed { key, .. } in self.bucket().store.list(names::KEYS, None, None).await? {
-            let loaded = load(self.bucket(), &key, |bytes| Slot::decode(bytes)).await?;
+            let loaded = load(self.bucket(), &key, Slot::decode).await?;
             let Some((loaded, _)) = loaded else { continue };
             self.report.counts.key_slots += 1;
             match loaded {
@@ -70,17 +75,29 @@ impl Check<'_> {
         let mut attempt = 1;
         loop {
             let head = self.check_line_once().await?;
-            let said = &self.report.findings[before.findings.len()..];
-            let absent = said
-                .iter()
-                .any(|finding| matches!(finding, Finding::ManifestMissing { .. } | Finding::NoManifest));
-            if !absent || attempt == LINE_READS_MAX || !self.has_moved_on().await? {
+            if head.is_some() || attempt == LINE_READS_MAX || !self.has_moved_on().await? {
                 return Ok(head);
             }
-            // What was missing was removed by a writer that has published since.
+            // All that was listed was removed by a writer that has published since.
             self.report = before.clone();
             attempt += 1;
         }
+    }
+
+    /// Manifests of lower epochs may have been removed by now.
+    async fn oldest_kept_now(&self, head: &Manifest) -> Result<Epoch, VolumeError> {
+        if !self.has_moved_on().await? {
+            return Ok(head.oldest_kept);
+        }
+        for (generation, epoch) in self.bucket().list_manifests().await?.into_iter().rev() {
+            match self.bucket().load_manifest(generation, epoch).await {
+                Ok(Some(newer)) => return Ok(newer.manifest.oldest_kept.max(head.oldest_kept)),
+                Err(error) if error.kind() != Kind::Corrupt => return Err(error),
+                // Removed as well, or damaged.
+                Ok(None) | Err(_) => {}
+            }
+        }
+        Ok(head.oldest_kept)
     }
 
     /// Whether there is another newest manifest than when the line was read.
@@ -93,24 +110,37 @@ impl Check<'_> {
         let listed = self.bucket().list_manifests().await?;
         self.newest_listed = listed.last().copied();
         self.progress.begin(Stage::Line, Some(listed.len() as u64));
-        let Some(head) = self.load_manifests(&listed).await? else {
+        let (newest, knots) = self.load_manifests(&listed).await?;
+        let Some(manifest) = newest else {
+            for (name, knot) in knots {
+                if let Err(error) = knot {
+                    let name = names::manifest(name.0, name.1);
+                    self.add(Finding::ManifestDamaged { name, newest: true, needed: true, error });
+                }
+            }
             self.add(Finding::NoManifest);
             return Ok(None);
         };
+        let head = Head { manifest, knots };
         if head.knots.values().flatten().all(|knot| !knot.header) {
             self.add(Finding::HeaderReplaced);
             return Ok(None);
         }
-        let (line, findings) = judge(&head);
+        let (line, findings) = judge(&head, self.oldest_kept_now(&head.manifest).await?);
         findings.into_iter().for_each(|finding| self.add(finding));
         self.check_claims(&head, &line).await?;
         Ok(Some(head))
     }
 
-    async fn load_manifests(&mut self, listed: &[ManifestName]) -> Result<Option<Head>, VolumeError> {
+    /// The newest that is whole, and what is known of each.
+    async fn load_manifests(
+        &mut self,
+        listed: &[ManifestName],
+    ) -> Result<(Option<Manifest>, BTreeMap<ManifestName, Result<Knot, OpenError>>), VolumeError> {
         let direct = self.direct.clone();
         let bucket = &direct.bucket;
-        let loads = listed.iter().map(|name| async move {
+        // The newest first: on a volume that is open elsewhere, the oldest are removed any moment.
+        let loads = listed.iter().rev().map(|name| async move {
             let key = names::manifest(name.0, name.1);
             let loaded = load_small(bucket, Content::Manifest, &key, |plain| {
                 let manifest = Manifest::decode(plain)?;
@@ -121,10 +151,9 @@ impl Check<'_> {
             let loaded = loaded.await?;
             Ok::<_, VolumeError>((*name, loaded))
         });
-        let mut loads = futures::stream::iter(loads).buffered(self.loads_max());
+        let mut loads = futures::stream::iter(loads).buffered(self.loads_max()).boxed();
         let mut knots = BTreeMap::new();
         let mut newest = None;
-        let last = listed.last();
         while let Some((name, loaded)) = loads.try_next().await? {
             self.progress.advance(1);
             let Some(loaded) = loaded else { continue };
@@ -139,20 +168,14 @@ impl Check<'_> {
                         time_ms: manifest.time_ms,
                         header: manifest.header == bucket.header_digest,
                     };
-                    knots.insert(name, Some(knot));
-                    newest = Some(manifest);
+                    knots.insert(name, Ok(knot));
+                    newest.get_or_insert(manifest);
                 }
-                Err(error) => {
-                    knots.insert(name, None);
-                    let newest = last == Some(&name);
-                    let name = names::manifest(name.0, name.1);
-                    self.add(Finding::ManifestDamaged { name, newest, error });
-                }
+                Err(error) => drop(knots.insert(name, Err(error))),
             }
         }
-        let Some(manifest) = newest else { return Ok(None) };
-        manifest.owners.iter().for_each(|owner| bucket.keys.add_owner(owner));
-        Ok(Some(Head { manifest, knots }))
+        newest.iter().flat_map(|newest| &newest.owners).for_each(|owner| bucket.keys.add_owner(owner));
+        Ok((newest, knots))
     }
 
     async fn check_claims(
@@ -175,7 +198,7 @@ impl Check<'_> {
             let loaded = loaded.await?;
             Ok::<_, VolumeError>((name, loaded))
         });
-        let mut loads = futures::stream::iter(loads).buffered(self.loads_max());
+        let mut loads = futures::stream::iter(loads).buffered(self.loads_max()).boxed();
         while let Some((name, loaded)) = loads.try_next().await? {
             self.progress.advance(1);
             self.report.counts.claims += 1;
@@ -219,7 +242,7 @@ impl Check<'_> {
         info::apply_snapshots(&mut snapshots, &head.manifest.snapshots);
         for snapshot in &snapshots {
             let pinned = (snapshot.generation, snapshot.epoch);
-            if !head.knots.get(&pinned).is_some_and(Option::is_some) {
+            if !head.knots.get(&pinned).is_some_and(Result::is_ok) {
                 let manifest = names::manifest(pinned.0, pinned.1);
                 self.add(Finding::SnapshotLost { snapshot: snapshot.name.clone(), manifest });
             }
@@ -277,50 +300,63 @@ async fn load_small<T>(
     Ok(loaded.map(|(loaded, digest)| loaded.map(|value| (value, digest))))
 }
 
-/// The tenures on the line of `head`, and what is wrong with its chain of manifests.
-fn judge(head: &Head) -> (BTreeSet<(Generation, u64)>, Vec<Finding>) {
-    let mut findings = Vec::new();
+/// The tenures on the line of `head`, and what is wrong with its chain of manifests, of which those below
+/// `oldest_kept` may be gone.
+fn judge(head: &Head, oldest_kept: Epoch) -> (BTreeSet<(Generation, u64)>, Vec<Finding>) {
     let mut tenures = BTreeSet::new();
     let mut line = BTreeSet::new();
-    let mut at = (head.manifest.generation, head.manifest.epoch);
+    let top = (head.manifest.generation, head.manifest.epoch);
+    let mut findings = damaged(head, top);
+    let mut at = top;
     let verified_to = loop {
-        let Some(Some(knot)) = head.knots.get(&at) else { break at.1 };
+        let Some(Ok(knot)) = head.knots.get(&at) else { break at.1 };
         line.insert(at);
         tenures.insert((at.0, knot.nonce));
         let Some(link) = knot.parent else { break Epoch(0) };
         let parent = (link.generation, link.epoch);
-        let names = |name: ManifestName| names::manifest(name.0, name.1);
-        if parent.0 > at.0 {
-            findings.push(Finding::ManifestDescends { name: names(at), parent: names(parent) });
-            break at.1;
-        }
-        match head.knots.get(&parent) {
-            Some(Some(older)) if older.digest != link.digest => {
-                findings.push(Finding::ManifestReplaced { name: names(parent), child: names(at) });
-                break parent.1;
+        let (name, child, needed) = (text(parent), text(at), at == top);
+        let fault = match head.knots.get(&parent) {
+            _ if parent.0 > at.0 => Finding::ManifestDescends { name: child, parent: name },
+            Some(Ok(older)) if older.digest == link.digest => {
+                at = parent;
+                continue;
             }
-            // Said already.
-            Some(None) => break parent.1,
-            Some(Some(_)) => {}
-            None if parent.1 >= head.manifest.oldest_kept => {
-                findings.push(Finding::ManifestMissing { name: names(parent), child: names(at) });
-                break parent.1;
-            }
-            None => break parent.1,
-        }
-        at = parent;
+            Some(Ok(_)) => Finding::ManifestReplaced { name, child, needed },
+            None if parent.1 >= oldest_kept => Finding::ManifestMissing { name, child, needed },
+            // Said already, or rightly gone.
+            Some(Err(_)) | None => break parent.1,
+        };
+        findings.push(fault);
+        break parent.1;
     };
     // Below where the chain ends nothing is known of a manifest's place.
-    let aside = head.knots.iter().filter_map(|(name, knot)| Some((name, knot.as_ref()?)));
-    let aside = aside.filter(|(name, _)| {
-        !line.contains(name) && name.1 > verified_to && name.1 >= head.manifest.oldest_kept
+    let whole = head.knots.iter().filter_map(|(name, knot)| Some((name, knot.as_ref().ok()?)));
+    let aside = whole.filter(|(name, _)| {
+        !line.contains(*name) && name.1 > verified_to && name.1 >= oldest_kept && **name < top
     });
     findings.extend(aside.map(|(name, knot)| Finding::ManifestAside {
-        name: names::manifest(name.0, name.1),
+        name: text(*name),
         host: knot.host.clone(),
         time_ms: knot.time_ms,
     }));
     (tenures, findings)
+}
+
+/// The manifests that do not open; an open needs the newest and its parent.
+fn damaged(head: &Head, top: ManifestName) -> Vec<Finding> {
+    let parent = head.manifest.parent.filter(|parent| parent.epoch >= head.manifest.oldest_kept);
+    let parent = parent.map(|parent| (parent.generation, parent.epoch));
+    let damaged = head.knots.iter().filter_map(|(name, knot)| Some((*name, knot.as_ref().err()?)));
+    let tell = |(name, error): (ManifestName, &OpenError)| {
+        let newest = name > top;
+        let needed = newest || Some(name) == parent;
+        Finding::ManifestDamaged { name: text(name), newest, needed, error: error.clone() }
+    };
+    damaged.map(tell).collect()
+}
+
+fn text(name: ManifestName) -> String {
+    names::manifest(name.0, name.1)
 }
 
 /// Generations that were and have no claim: of tenures on the line, and in the gaps between claims, which each are

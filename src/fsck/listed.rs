@@ -37,7 +37,7 @@ impl Check<'_> {
             let found = look(bucket, &Known::of_listed(*listed), header).await?;
             Ok::<_, VolumeError>((*listed, found))
         });
-        let mut looks = futures::stream::iter(looks).buffered(self.loads_max());
+        let mut looks = futures::stream::iter(looks).buffered(self.loads_max()).boxed();
         let mut delta = Delta::new(bucket.block_bytes(), manifest.roots.epoch);
         let mut objects = BTreeMap::new();
         let mut cuts: BTreeMap<Epoch, (u64, u32)> = BTreeMap::new();

@@ -1,7 +1,7 @@
 //! Checking a volume in its bucket: reads only, needs no lock and no claim, and works while the volume is open elsewhere.
 //!
 //! # Overview
-//! It goes from what is small to what is large: header, key slots, manifests and their chain, claims ([`line`]); the
+//! It goes from what is small to what is large: header, key slots, manifests and their chain, claims ([`mod@line`]); the
 //! objects that the newest manifest lists ([`listed`]); the object table, entry by entry against a listing of the
 //! bucket, in the same order ([`table`]), each object by its header and index ([`object`]); the block map, with every
 //! extent held against what the table says ([`map`]); and every frame, where data is read ([`data`]). What is decided
@@ -36,6 +36,7 @@ mod lost;
 mod map;
 mod object;
 mod table;
+mod words;
 
 use std::sync::Arc;
 
@@ -221,7 +222,7 @@ impl<'a> Check<'a> {
 
     /// The header as it is now; `false` where nothing else can be checked.
     async fn check_header(&mut self) -> Result<bool, VolumeError> {
-        let found = match load(self.bucket(), names::HEADER, |bytes| Header::decode(bytes)).await? {
+        let found = match load(self.bucket(), names::HEADER, Header::decode).await? {
             Some((Ok(_), found)) if found == self.bucket().header_digest => return Ok(true),
             Some((Ok(_), _)) => Finding::HeaderReplaced,
             Some((Err(error), _)) => Finding::HeaderDamaged { error: error.into() },

@@ -305,7 +305,7 @@ impl Check<'_> {
         let direct = self.direct.clone();
         let bucket = &direct.bucket;
         let looks = known.iter().map(|known| look(bucket, known, true));
-        let mut looks = futures::stream::iter(looks).buffered(self.loads_max());
+        let mut looks = futures::stream::iter(looks).buffered(self.loads_max()).boxed();
         while let Some(found) = looks.try_next().await? {
             // Anything else: it changed since it was listed, and the next check will say so.
             if let Found::Here(_, findings) = found {

@@ -191,7 +191,7 @@ impl Sessions {
             Ok(Err(Problem::NotFound)) if before.is_none() => (ErrorKind::Invalid, NO_CREDENTIALS.to_owned()),
             Ok(Err(Problem::NotFound)) => (ErrorKind::Denied, NO_CREDENTIALS.to_owned()),
             Ok(Err(Problem::Failed(reason))) => {
-                (ErrorKind::Denied, format!("credentials could not be loaded: {reason}"))
+                (ErrorKind::Denied, format!("{NO_CREDENTIALS}; the last place asked said: {reason}"))
             }
             Err(_) => (ErrorKind::Denied, format!("no credentials after {} s", LOAD_TIMEOUT.as_secs())),
         };

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
-use super::error::{FrameError, VolumeError};
+use super::{
+    error::{FrameError, VolumeError},
+    frames::FETCHES_MAX,
+};
 use crate::{
     format::{
         claim::Claim,
@@ -66,9 +69,38 @@ async fn get_whole(store: &dyn Store, name: &str) -> Result<Option<Bytes>, Volum
     }
 }
 
+/// Reads again what came damaged, [`FETCHES_MAX`] times in all: the network damages bytes, too, and one flipped bit must
+/// not keep a volume from being opened.
+async fn whole<T, F>(read: impl Fn() -> F + Send) -> Result<T, VolumeError>
+where
+    F: Future<Output = Result<T, VolumeError>> + Send,
+{
+    let mut attempt = 1;
+    loop {
+        match read().await {
+            Err(error @ (VolumeError::Damaged { .. } | VolumeError::DamagedFrame { .. }))
+                if attempt < FETCHES_MAX =>
+            {
+                tracing::warn!(%error, attempt, "bytes from the store are not whole: fetching them again");
+                attempt += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn load_slot(store: &dyn Store, name: &str) -> Result<Option<Slot>, VolumeError> {
+    let Some(bytes) = get_whole(store, name).await? else { return Ok(None) };
+    Slot::decode(&bytes).map(Some).map_err(|error| VolumeError::damaged(name, error))
+}
+
 impl Bucket {
     /// Reads the header alone: no secret needed.
     pub async fn header(store: &dyn Store) -> Result<(Header, Digest), VolumeError> {
+        whole(|| Self::header_once(store)).await
+    }
+
+    async fn header_once(store: &dyn Store) -> Result<(Header, Digest), VolumeError> {
         let bytes = get_whole(store, names::HEADER).await?.ok_or(VolumeError::NoVolume)?;
         let header = Header::decode(&bytes).map_err(|error| VolumeError::damaged(names::HEADER, error))?;
         Ok((header, digest(&bytes)))
@@ -87,13 +119,14 @@ impl Bucket {
         let mut tried = 0;
         let mut damage = Vec::new();
         for listed in store.list(names::KEYS, None, None).await? {
-            let Some(bytes) = get_whole(&*store, &listed.key).await? else { continue };
-            let slot = match Slot::decode(&bytes) {
-                Ok(slot) => slot,
-                Err(error) => {
-                    damage.push(format!("{}: {error}", listed.key));
+            let slot = match whole(|| load_slot(&*store, &listed.key)).await {
+                Ok(Some(slot)) => slot,
+                Ok(None) => continue,
+                Err(error @ VolumeError::Damaged { .. }) => {
+                    damage.push(error.to_string());
                     continue;
                 }
+                Err(error) => return Err(error),
             };
             match unwrap(&slot, secret, header.volume) {
                 Ok(master) => {
@@ -130,6 +163,14 @@ impl Bucket {
         generation: Generation,
         epoch: Epoch,
     ) -> Result<Option<Published>, VolumeError> {
+        whole(|| self.load_manifest_once(generation, epoch)).await
+    }
+
+    async fn load_manifest_once(
+        &self,
+        generation: Generation,
+        epoch: Epoch,
+    ) -> Result<Option<Published>, VolumeError> {
         let name = names::manifest(generation, epoch);
         let Some(bytes) = get_whole(&*self.store, &name).await? else { return Ok(None) };
         let plain = small::open(&self.keys, Content::Manifest, &name, &bytes)
@@ -159,7 +200,7 @@ impl Bucket {
         if let Some(parent) = newest.manifest.parent
             && parent.epoch >= newest.manifest.oldest_kept
         {
-            self.check_parent(parent).await?;
+            whole(|| self.check_parent(parent)).await?;
         }
         Ok(newest)
     }
@@ -211,6 +252,10 @@ impl Bucket {
 
     /// Reads one claim.
     pub async fn load_claim(&self, generation: Generation, nonce: u64) -> Result<Claim, VolumeError> {
+        whole(|| self.load_claim_once(generation, nonce)).await
+    }
+
+    async fn load_claim_once(&self, generation: Generation, nonce: u64) -> Result<Claim, VolumeError> {
         let name = names::claim(generation, nonce);
         let bytes = self.store.get(&name, Range::Full).await?.bytes;
         let plain = small::open(&self.keys, Content::Claim, &name, &bytes)
@@ -228,6 +273,10 @@ impl Bucket {
 
     /// Reads the index of an object of this volume that a manifest lists: one suffix read.
     pub async fn load_index(&self, listed: ListedObject) -> Result<NewObject, VolumeError> {
+        whole(|| self.load_index_once(listed)).await
+    }
+
+    async fn load_index_once(&self, listed: ListedObject) -> Result<NewObject, VolumeError> {
         let name = names::object(listed.generation, listed.sequence);
         let length = u64::from(listed.index_bytes) + object::FOOTER_BYTES as u64;
         let reference = listed.place(self.header.volume);

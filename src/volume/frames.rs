@@ -32,8 +32,8 @@ use crate::{
     store::{ErrorKind, Range},
 };
 
-/// Times that a frame is fetched before its bytes in the store count as damaged.
-const FETCHES_MAX: u32 = 3;
+/// Times that something is fetched before its bytes in the store count as damaged.
+pub(super) const FETCHES_MAX: u32 = 3;
 /// Frames this far apart in one object are fetched by one request: one request costs as much as the transfer of
 /// far more than this within a region.
 const GAP_BYTES_MAX: u64 = 128 << 10;
@@ -239,7 +239,8 @@ impl Frames {
         let name = names::object(first.object.generation, first.object.sequence);
         let range = Range::Part { offset: first.offset, length };
         match self.bucket.store.get(&name, range).await {
-            Ok(got) => Ok(got.bytes),
+            Ok(got) if got.bytes.len() as u64 == length => Ok(got.bytes),
+            Ok(_) => Err(VolumeError::frame(first, FrameError::Short)),
             Err(error) => match error.kind {
                 ErrorKind::NotFound if !error.key.is_empty() => {
                     Err(VolumeError::frame(first, FrameError::Missing))

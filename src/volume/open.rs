@@ -101,16 +101,17 @@ pub async fn open(
     let local = open_local(&env, &bucket)?;
     let (surveyed, tenure) = survey_and_claim(&env, &bucket, &local, agreed).await?;
     let Survey { newest, plan, was_clean, .. } = surveyed;
+    let identity = note_tenure(&env, &bucket, &local, &plan, &newest, tenure)?;
     // Step (3): whoever wrote before the claim is seen now.
-    let (newest, plan) = match bucket.newest_manifest().await? {
-        same if same.link == newest.link => (newest, plan),
+    let (newest, plan, identity) = match bucket.newest_manifest().await? {
+        same if same.link == newest.link => (newest, plan, identity),
         newer => {
             let plan = plan_log(&env, &bucket, &local, &newer, agreed).await?;
             begin_log(&env, &bucket, &local, &plan)?;
-            (newer, plan)
+            let identity = note_tenure(&env, &bucket, &local, &plan, &newer, tenure)?;
+            (newer, plan, identity)
         }
     };
-    let identity = note_tenure(&env, &bucket, &local, &plan, &newest, tenure)?;
     let tag = random_bytes::<32>(&*env.random);
     let floor = if plan.belongs { Lsn(newest.manifest.log.lsn) } else { Lsn(0) };
     let options = wal_options(&settings, tag);
@@ -326,20 +327,28 @@ async fn plan_log(
     agreed: Agreed,
 ) -> Result<LogPlan, VolumeError> {
     let identity: Option<LogIdentity> = local::load(&*local.state, &bucket.keys, Sealed::LogIdentity, LOG)?;
-    let fresh = || LogIdentity { log: LogId(random_bytes(&*env.random)), tenures: Vec::new() };
+    let fresh = |tenures| LogIdentity { log: LogId(random_bytes(&*env.random)), tenures };
     // Without an identity there is no log yet. But where one was lost, records are not given up without a word.
-    let identity = identity.unwrap_or_else(fresh);
+    let identity = identity.unwrap_or_else(|| fresh(Vec::new()));
     if is_of(&newest.manifest, &identity) {
         return Ok(LogPlan { identity, belongs: true, lost_records: 0 });
     }
     let left_at = left_line_at(bucket, newest, &identity).await?;
-    let lost = count_above(bucket, local, identity.log, left_at, newest.manifest.size_bytes)?;
+    let lost = match count_above(bucket, local, identity.log, left_at, newest.manifest.size_bytes) {
+        Err(error) if agreed.discard => {
+            tracing::warn!(%error, "the log cannot be read, and is given up");
+            Replayed::default()
+        }
+        lost => lost?,
+    };
     if lost.records > 0 && !agreed.discard {
         let generation = identity.tenures.last().map_or(Generation(0), |tenure| tenure.0);
         let folder = env.local.describe(bucket.header.volume);
         return Err(VolumeError::Diverged { records: lost.records, bytes: lost.bytes, generation, folder });
     }
-    Ok(LogPlan { identity: fresh(), belongs: false, lost_records: lost.records })
+    // Nothing was ever written under a log without tenures. Another one's are kept: claims of this host stay its own.
+    let identity = if identity.tenures.is_empty() { identity } else { fresh(identity.tenures) };
+    Ok(LogPlan { identity, belongs: false, lost_records: lost.records })
 }
 
 fn is_of(manifest: &Manifest, identity: &LogIdentity) -> bool {
@@ -425,7 +434,9 @@ fn note_tenure(
     tenure: Tenure,
 ) -> Result<LogIdentity, VolumeError> {
     let mut identity = plan.identity.clone();
-    identity.tenures.push((tenure.generation, tenure.nonce));
+    if !identity.tenures.contains(&(tenure.generation, tenure.nonce)) {
+        identity.tenures.push((tenure.generation, tenure.nonce));
+    }
     // Never the newest manifest's own, however many openings came to nothing since.
     let surplus = identity.tenures.len().saturating_sub(TENURES_MAX);
     let old = identity.tenures.iter().take(surplus).take_while(|old| old.0 < newest.link.generation).count();

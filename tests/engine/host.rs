@@ -130,6 +130,10 @@ pub async fn make_with(store: &Memory, size_bytes: u64, block_bytes: u32) -> Buc
     init(&env, &NewVolume { size_bytes, block_bytes, secret: &secret, cost }).await.unwrap()
 }
 
+pub async fn unlock(env: &Env) -> Bucket {
+    Bucket::unlock(Arc::clone(&env.store), &Secret::password("secret")).await.unwrap()
+}
+
 pub async fn open_with(
     env: Env,
     settings: Settings,

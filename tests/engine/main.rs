@@ -1,7 +1,12 @@
 //! The engine against simulated disks and stores.
 
 mod basic;
+mod bucket_prefix;
+mod cost;
+mod crash_points;
 mod host;
 mod model;
 mod oracle;
 mod rig;
+mod store_faults;
+mod two_writers;

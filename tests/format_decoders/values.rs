@@ -1,17 +1,20 @@
 //! Arbitrary valid values of everything that is stored.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use s3bd::format::{
     claim::{Claim, Writer},
     header::{Header, Protection},
     ids::{Codec, Epoch, FrameRef, Generation, LogId, LogPosition, ObjectRef, Sequence, VolumeId},
-    index::{FrameKind, Index, IndexFrame, MapKind, Run},
+    index::{FRAME_PLAIN_BYTES_MAX, FrameKind, Index, IndexFrame, MapKind, Run},
     local::{LogIdentity, Seen},
     manifest::{ListedObject, Manifest, ManifestLink, Owner, Root, Roots, Snapshot, SnapshotChange, Totals},
-    object::{Footer, HEADER_BYTES},
-    page::{Extent, FANOUT, ObjectInfo, Page, Target, span_bits},
+    object::{Footer, HEADER_BYTES, TAG_BYTES},
+    page::{Extent, FANOUT, LEVEL_MAX, ObjectInfo, Page, Target, span_bits},
     slot::{Argon2, Slot, Unlock},
 };
 
@@ -104,13 +107,28 @@ prop_compose! {
     }
 }
 
+/// Lengths that a frame may have in its object.
+fn stored_bytes() -> BoxedStrategy<u32> {
+    let least = TAG_BYTES as u32;
+    prop_oneof![4 => least..=u32::MAX, 1 => Just(least)].boxed()
+}
+
+/// Lengths that the plaintext of a frame may have.
+fn plain_bytes() -> BoxedStrategy<u32> {
+    prop_oneof![4 => 0..=FRAME_PLAIN_BYTES_MAX, 1 => Just(FRAME_PLAIN_BYTES_MAX)].boxed()
+}
+
+pub fn map() -> BoxedStrategy<MapKind> {
+    select(vec![MapKind::Blocks, MapKind::Objects, MapKind::Snapshots]).boxed()
+}
+
 prop_compose! {
     pub fn frame()(
         object in object(),
         number: u32,
         offset in number(),
-        stored_bytes: u32,
-        plain_bytes: u32,
+        stored_bytes in stored_bytes(),
+        plain_bytes in plain_bytes(),
         codec in codec(),
     ) -> FrameRef {
         FrameRef { object, number, offset, stored_bytes, plain_bytes, codec }
@@ -118,7 +136,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn root()(level in 0..=7_u8, page in frame()) -> Root {
+    fn root()(level in 0..=LEVEL_MAX, page in frame()) -> Root {
         Root::new(level, &page)
     }
 }
@@ -152,7 +170,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn listed()(
+    pub fn listed()(
         generation in generation(),
         sequence in sequence(),
         salt: [u8; 16],
@@ -193,11 +211,12 @@ prop_compose! {
         totals in (number(), number(), number()),
     ) -> Manifest {
         let mut newest = roots_epoch + 1;
+        let mut numbers = BTreeSet::new();
         let objects: Vec<ListedObject> = objects.into_iter().map(|(step, listed)| {
             newest += step;
             let sequence = Sequence(listed.sequence.0.min(u64::MAX - 1));
             ListedObject { epoch: Epoch(newest), sequence, ..listed }
-        }).collect();
+        }).filter(|listed| numbers.insert(listed.sequence)).collect();
         let link = |(generation, digest)| ManifestLink { generation, epoch: Epoch(newest - 1), digest };
         Manifest {
             volume: VolumeId(volume),
@@ -205,7 +224,7 @@ prop_compose! {
             nonce,
             epoch: Epoch(newest),
             parent: parent.map(link),
-            oldest_kept,
+            oldest_kept: oldest_kept.min(Epoch(newest)),
             header,
             data_cut,
             log: LogPosition { log: LogId(log), lsn },
@@ -225,26 +244,26 @@ prop_compose! {
     }
 }
 
-/// Ascending runs, from gaps and lengths.
-fn runs(most: usize) -> BoxedStrategy<Vec<Run>> {
-    vec((0..1_u64 << 40, 1..50_u64), 0..most)
+/// Ascending runs, from gaps and lengths, each with a number that says where it goes.
+fn runs() -> BoxedStrategy<Vec<(Run, usize)>> {
+    vec((prop_oneof![Just(0), 0..1_u64 << 40], 1..50_u64, any::<usize>()), 0..40)
         .prop_map(|steps| {
             let mut end = 0;
-            let next = |(gap, count)| {
+            let next = |(gap, count, place)| {
                 let run = Run { block: end + gap, count };
                 end = run.block + count;
-                run
+                (run, place)
             };
             steps.into_iter().map(next).collect()
         })
         .boxed()
 }
 
+/// What a frame holds; of data, no runs yet.
 fn kind() -> BoxedStrategy<FrameKind> {
-    let map = select(vec![MapKind::Blocks, MapKind::Objects, MapKind::Snapshots]);
     prop_oneof![
-        runs(8).prop_map(FrameKind::Data),
-        (map, any::<u8>(), number()).prop_map(|(map, level, first_key)| FrameKind::Page {
+        Just(FrameKind::Data(Vec::new())),
+        (map(), any::<u8>(), number()).prop_map(|(map, level, first_key)| FrameKind::Page {
             map,
             level,
             first_key
@@ -260,20 +279,31 @@ prop_compose! {
         of_pages: bool,
         parent in option::of((generation(), epoch())),
         (log, lsn, time_ms, size_bytes) in (any::<[u8; 16]>(), number(), number(), number()),
-        frames in vec((any::<u32>(), any::<u32>(), codec(), kind()), 0..12),
-        holes in runs(6),
-        lost in runs(6),
+        frames in vec((stored_bytes(), plain_bytes(), codec(), kind()), 0..12),
+        runs in runs(),
     ) -> Index {
         let mut offset = HEADER_BYTES as u64;
-        let frames = frames.into_iter().map(|(stored_bytes, plain_bytes, codec, kind)| {
-            let plain_bytes = match &kind {
-                FrameKind::Data(runs) => runs.iter().map(|run| run.count as u32).sum::<u32>() * BLOCK_BYTES,
-                FrameKind::Page { .. } => plain_bytes,
-            };
+        let mut frames: Vec<IndexFrame> = frames.into_iter().map(|(stored_bytes, plain_bytes, codec, kind)| {
             let frame = IndexFrame { offset, stored_bytes, plain_bytes, codec, kind };
             offset += u64::from(stored_bytes);
             frame
         }).collect();
+        // Each run goes to a frame with data, to the holes or to what is lost, so no block is in two of them.
+        let (mut holes, mut lost) = (Vec::new(), Vec::new());
+        let mut places: Vec<&mut Vec<Run>> = frames.iter_mut().filter_map(|frame| match &mut frame.kind {
+            FrameKind::Data(runs) => Some(runs),
+            FrameKind::Page { .. } => None,
+        }).collect();
+        places.extend([&mut holes, &mut lost]);
+        for (run, place) in runs {
+            let at = place % places.len();
+            places[at].push(run);
+        }
+        for frame in &mut frames {
+            if let FrameKind::Data(runs) = &frame.kind {
+                frame.plain_bytes = runs.iter().map(|run| run.count as u32).sum::<u32>() * BLOCK_BYTES;
+            }
+        }
         Index {
             generation,
             sequence,
@@ -291,6 +321,12 @@ prop_compose! {
     }
 }
 
+/// Where the frames of an index end, and so where it begins in its object.
+pub fn index_offset(index: &Index) -> u64 {
+    let end = |frame: &IndexFrame| frame.offset.saturating_add(frame.stored_bytes.into());
+    index.frames.last().map_or(HEADER_BYTES as u64, end)
+}
+
 prop_compose! {
     pub fn footer()(
         index_offset in HEADER_BYTES as u64..u64::MAX / 2,
@@ -302,8 +338,8 @@ prop_compose! {
     }
 }
 
-/// A page, its level and its first key.
-pub type PlacedPage = (Page, u8, u64);
+/// A page, its map, its level and its first key.
+pub type PlacedPage = (Page, MapKind, u8, u64);
 
 /// Level, and the first key of a page there.
 fn place(levels: std::ops::RangeInclusive<u8>) -> BoxedStrategy<(u8, u64)> {
@@ -321,9 +357,12 @@ pub fn page() -> BoxedStrategy<PlacedPage> {
 fn inner() -> BoxedStrategy<PlacedPage> {
     let children = proptest::collection::btree_map(0..FANOUT as u16, frame(), 1..20);
     // A frame's number and object decide which frame it is.
-    (place(1..=7), children)
-        .prop_map(|((level, first_key), children)| {
-            (Page::Inner(children.into_iter().collect()), level, first_key)
+    (place(1..=LEVEL_MAX), map(), children)
+        .prop_map(|((level, first_key), map, children)| {
+            let slots = if level == LEVEL_MAX { 2 } else { FANOUT as u16 };
+            let children: BTreeMap<u16, FrameRef> =
+                children.into_iter().map(|(slot, frame)| (slot % slots, frame)).collect();
+            (Page::Inner(children.into_iter().collect()), map, level, first_key)
         })
         .boxed()
 }
@@ -350,7 +389,7 @@ fn blocks() -> BoxedStrategy<PlacedPage> {
                 }
                 at += gap + count;
             }
-            (Page::Blocks(extents), level, first_key)
+            (Page::Blocks(extents), MapKind::Blocks, level, first_key)
         })
         .boxed()
 }
@@ -369,7 +408,7 @@ fn objects() -> BoxedStrategy<PlacedPage> {
     (place(0..=0), proptest::collection::btree_map(0..FANOUT, info, 0..20))
         .prop_map(|((level, first_key), entries)| {
             let entries = entries.into_iter().map(|(at, info)| (Sequence(first_key + at), info));
-            (Page::Objects(entries.collect()), level, first_key)
+            (Page::Objects(entries.collect()), MapKind::Objects, level, first_key)
         })
         .boxed()
 }
@@ -379,7 +418,7 @@ fn snapshots() -> BoxedStrategy<PlacedPage> {
         .prop_map(|((level, first_key), entries)| {
             let entries =
                 entries.into_iter().map(|(at, snapshot)| Snapshot { id: first_key + at, ..snapshot });
-            (Page::Snapshots(entries.collect()), level, first_key)
+            (Page::Snapshots(entries.collect()), MapKind::Snapshots, level, first_key)
         })
         .boxed()
 }

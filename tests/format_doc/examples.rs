@@ -9,7 +9,7 @@ use s3bd::{
         envelope::{Content, ENVELOPE_BYTES},
         header::Header,
         ids::{Codec, ObjectRef, Sequence},
-        index::Index,
+        index::{Index, MapKind},
         local::{LogIdentity, Seen},
         manifest::{Manifest, Snapshot},
         names,
@@ -143,25 +143,26 @@ fn slots() -> Vec<Example> {
     let aad = [
         (11, "\"s3bd 1 slot\""),
         (16, "volume"),
+        (8, "created_ms"),
         (1, "unlock: Password"),
         (4, "memory_kib"),
         (4, "passes"),
         (4, "lanes"),
+        (5, "label: \"first\""),
     ];
     vec![
         slot("slot-password", world::password, 0x20, "first"),
         derived("slot-password-key", Lines::cut(&wrapping, &[(32, "Argon2id of the password")])),
-        derived("slot-password-aad", Lines::cut(&independent::slot_aad_of_password(), &aad)),
+        derived("slot-password-aad", Lines::cut(&independent::slot_aad_of_password("first"), &aad)),
         slot("slot-key-file", world::key_file, 0x48, "vault"),
         slot("slot-nothing", || Secret::Nothing, 0x70, "first"),
     ]
 }
 
-fn small_aad(content: &str, name: &str) -> Lines {
-    let bytes = independent::small_aad(content, name);
-    let (content, place) = (format!("{content:?}"), format!("{name:?}"));
-    let fields = [(16, "volume"), (content.len() - 2, &*content), (1, "zero"), (name.len(), &*place)];
-    Lines::cut(&bytes, &fields)
+fn small_aad(tag: &str, name: &str) -> Lines {
+    let bytes = independent::small_aad(tag, name);
+    let (what, place) = (format!("what it is: {tag:?}"), format!("{name:?}"));
+    Lines::cut(&bytes, &[(4, &*what), (2, "version"), (16, "volume"), (name.len(), &*place)])
 }
 
 /// The examples of one small sealed thing: its plaintext and its bytes.
@@ -197,7 +198,7 @@ fn claim() -> Vec<Example> {
     let decode = |bytes: &[u8]| codec::decode::<Claim>("claim", bytes);
     let mut examples =
         small_thing(["claim-plain", "claim"], Content::Claim, claim_name(), 0x10, world::claim(), decode);
-    examples.push(derived("claim-aad", small_aad("claim", &claim_name())));
+    examples.push(derived("claim-aad", small_aad("clai", &claim_name())));
     examples
 }
 
@@ -205,7 +206,7 @@ fn manifest() -> Vec<Example> {
     let names = ["manifest-plain", "manifest"];
     let mut examples =
         small_thing(names, Content::Manifest, manifest_name(), 0x30, world::manifest(), Manifest::decode);
-    examples.push(derived("manifest-aad", small_aad("manifest", &manifest_name())));
+    examples.push(derived("manifest-aad", small_aad("mani", &manifest_name())));
     examples
 }
 
@@ -260,7 +261,7 @@ fn object() -> Vec<Example> {
         derived("object-frame-aad", frame_aad),
         derived("object-index-aad", index_aad),
         plain("object-index-plain", index_lines, move |bytes| {
-            compare(Index::decode(bytes, world::BLOCK_BYTES), &read_index)
+            compare(Index::decode(bytes, foot.index_offset, world::BLOCK_BYTES), &read_index)
         }),
     ]
 }
@@ -273,7 +274,8 @@ fn read_object(bytes: &[u8], expected: &Index) -> Read {
         let place = footer.index(object);
         let stored = &bytes[place.offset as usize..bytes.len() - FOOTER_BYTES];
         let plain = frame::open(&cipher, &place, stored).map_err(|error| error.to_string())?;
-        let index = Index::decode(&plain, world::BLOCK_BYTES).map_err(|error| error.to_string())?;
+        let index =
+            Index::decode(&plain, place.offset, world::BLOCK_BYTES).map_err(|error| error.to_string())?;
         let place = index.place(object, 0).ok_or("no frame")?;
         let stored = &bytes[place.offset as usize..][..place.stored_bytes as usize];
         let data = frame::open(&cipher, &place, stored).map_err(|error| error.to_string())?;
@@ -307,9 +309,10 @@ struct StoredExtent {
 }
 
 fn pages() -> Vec<Example> {
-    let page = |name, page: Page, level, stored: StoredPage| {
+    let page = |name, page: Page, (map, level), stored: StoredPage| {
         let lines = described(&stored, &page.encode().unwrap());
-        plain(name, lines, move |bytes| compare(Page::decode(bytes, level, 0, world::BLOCK_BYTES), &page))
+        let decode = move |bytes: &[u8]| Page::decode(bytes, map, level, 0, world::BLOCK_BYTES);
+        plain(name, lines, move |bytes| compare(decode(bytes), &page))
     };
     let extent = |block, count, frame, offset| StoredExtent { block, count, frame, offset };
     let (inner, blocks) = (world::page_inner(), world::page_blocks());
@@ -336,10 +339,10 @@ fn pages() -> Vec<Example> {
     let Page::Snapshots(taken) = snapshots.clone() else { unreachable!() };
     let bare = |body| StoredPage { objects: Vec::new(), frames: Vec::new(), body };
     vec![
-        page("page-inner-plain", inner, 1, stored_inner),
-        page("page-blocks-plain", blocks, 0, stored_blocks),
-        page("page-objects-plain", objects, 0, bare(StoredBody::Objects(entries))),
-        page("page-snapshots-plain", snapshots, 0, bare(StoredBody::Snapshots(taken))),
+        page("page-inner-plain", inner, (MapKind::Blocks, 1), stored_inner),
+        page("page-blocks-plain", blocks, (MapKind::Blocks, 0), stored_blocks),
+        page("page-objects-plain", objects, (MapKind::Objects, 0), bare(StoredBody::Objects(entries))),
+        page("page-snapshots-plain", snapshots, (MapKind::Snapshots, 0), bare(StoredBody::Snapshots(taken))),
     ]
 }
 
@@ -444,7 +447,7 @@ fn state() -> Vec<Example> {
         world::log_identity(),
         identity,
     );
-    examples.push(derived("state-log-aad", small_aad("log identity", "log")));
+    examples.push(derived("state-log-aad", small_aad("logi", "log")));
     examples.extend(small_thing(
         ["state-seen-plain", "state-seen"],
         Content::Seen,
@@ -453,6 +456,6 @@ fn state() -> Vec<Example> {
         world::seen(),
         seen,
     ));
-    examples.push(derived("state-seen-aad", small_aad("record of the newest epoch seen", "seen")));
+    examples.push(derived("state-seen-aad", small_aad("seen", "seen")));
     examples
 }

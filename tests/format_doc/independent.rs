@@ -6,7 +6,7 @@ use aes_gcm::{
 };
 use s3bd::format::ids::ObjectRef;
 
-use crate::world::{COST, MASTER, VOLUME};
+use crate::world::{COST, LOG, MASTER, TIME_MS, VOLUME};
 
 pub fn hkdf(material: &[u8], salt: &[u8], info: &[u8]) -> [u8; 32] {
     let mut key = [0; 32];
@@ -30,13 +30,14 @@ pub fn small_key(salt: &[u8]) -> [u8; 32] {
     hkdf(&purpose("small"), salt, &VOLUME.0)
 }
 
-/// The key of one tenure of a log.
+/// The key of one tenure of the log of the examples.
 pub fn log_key(tag: &[u8; 32]) -> [u8; 32] {
-    hkdf(&purpose("log"), tag, &VOLUME.0)
+    hkdf(&purpose("log"), tag, &[VOLUME.0, LOG.0].concat())
 }
 
-pub fn small_aad(content: &str, name: &str) -> Vec<u8> {
-    [&VOLUME.0[..], content.as_bytes(), b"\0", name.as_bytes()].concat()
+/// Of version 1 of what has these four bytes in its envelope.
+pub fn small_aad(tag: &str, name: &str) -> Vec<u8> {
+    [tag.as_bytes(), &[1, 0], &VOLUME.0, name.as_bytes()].concat()
 }
 
 pub fn wrapping_key_of_password(password: &str, salt: &[u8]) -> [u8; 32] {
@@ -48,13 +49,14 @@ pub fn wrapping_key_of_password(password: &str, salt: &[u8]) -> [u8; 32] {
     key
 }
 
-pub fn slot_aad(unlock: u8) -> Vec<u8> {
-    [&b"s3bd 1 slot"[..], &VOLUME.0, &[unlock]].concat()
+/// Of a slot whose way to unlock is these bytes.
+pub fn slot_aad(unlock: &[u8], label: &str) -> Vec<u8> {
+    [&b"s3bd 1 slot"[..], &VOLUME.0, &TIME_MS.to_le_bytes(), unlock, label.as_bytes()].concat()
 }
 
-pub fn slot_aad_of_password() -> Vec<u8> {
+pub fn slot_aad_of_password(label: &str) -> Vec<u8> {
     let cost = [COST.memory_kib, COST.passes, COST.lanes].map(u32::to_le_bytes).concat();
-    [slot_aad(1), cost].concat()
+    slot_aad(&[&[1], &cost[..]].concat(), label)
 }
 
 /// The first half of what the check value of a slot is cut from.

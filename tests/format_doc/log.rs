@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use s3bd::{
-    format::ids::{Epoch, Generation},
+    format::ids::{Epoch, Generation, LogId},
     seal::keys::Keys,
     volume::{
         log::{Log, Opener},
@@ -18,7 +18,7 @@ use wal::{
     disk::{Disk, sim::SimDisk},
 };
 
-use crate::world::{EPOCH, GENERATION, MASTER, TIME_MS, VOLUME, counting};
+use crate::world::{EPOCH, GENERATION, LOG, MASTER, TIME_MS, VOLUME, counting};
 
 pub const SEGMENT_BYTES: u64 = 4096;
 pub const SEGMENT_NAME: &str = "0000000000001000.wal";
@@ -28,7 +28,8 @@ pub const DATA_OFFSET: usize = 1024;
 /// Everything below is in a published cut when the second tenure begins.
 const TRIMMED: Lsn = Lsn(0x400);
 
-fn keys() -> Arc<Keys> {
+/// The keys of the volume.
+pub fn keys() -> Arc<Keys> {
     Arc::new(Keys::new(VOLUME, &s3bd::seal::aead::Key::new(MASTER)))
 }
 
@@ -36,7 +37,7 @@ fn start(disk: &SimDisk, tag: [u8; 32], floor: Lsn) -> Log {
     let options = wal::Options { segment_bytes: SEGMENT_BYTES, log_bytes_max: 4 * SEGMENT_BYTES, tag };
     let (log, _) = wal::Log::open(Arc::new(disk.clone()), options, floor).unwrap();
     let settings = Settings { log_mode: wal::Mode::Inline, ..Settings::default() };
-    Log::start(log, &tag, keys(), Arc::new(PayloadMemory::new(0)), &settings)
+    Log::start(log, (LOG, &tag), keys(), Arc::new(PayloadMemory::new(0)), &settings)
 }
 
 /// The four records of the segment.
@@ -104,11 +105,16 @@ pub fn scan(segment: &[u8]) -> Scan {
 
 /// The records of the segment, opened, with where each begins and ends.
 pub fn open(segment: &[u8]) -> Result<Vec<(Lsn, Lsn, LogRecord)>, String> {
+    open_as(LOG, segment)
+}
+
+/// The same as in a folder that holds the log `id`.
+pub fn open_as(id: LogId, segment: &[u8]) -> Result<Vec<(Lsn, Lsn, LogRecord)>, String> {
     let scan = scan(segment);
     if let Some(damage) = &scan.damage {
         return Err(damage.to_string());
     }
-    let opener = Opener::new(keys());
+    let opener = Opener::new(keys(), id);
     let open = |found: std::io::Result<wal::Record>| {
         let found = found.map_err(|error| error.to_string())?;
         assert_eq!(found.tag, TAG);

@@ -14,7 +14,16 @@ mod world;
 
 use std::collections::BTreeSet;
 
-use s3bd::format::ids::{Epoch, Generation, Sequence};
+use s3bd::{
+    format::{
+        envelope::Content,
+        ids::{Epoch, Generation, LogId, Sequence},
+    },
+    seal::{
+        slot::{Secret, UnlockError, unwrap},
+        small,
+    },
+};
 
 use crate::{
     document::{hex_blocks, text_block},
@@ -132,8 +141,8 @@ fn slots_open_by_the_document_alone() {
     // Where the salt begins: after envelope, volume, and how it unlocks, which has a cost for a password.
     let slots = [
         ("slot-password", 24 + 16 + 4 + 12, bytes("slot-password-aad")),
-        ("slot-key-file", 24 + 16 + 4, independent::slot_aad(2)),
-        ("slot-nothing", 24 + 16 + 4, independent::slot_aad(0)),
+        ("slot-key-file", 24 + 16 + 4, independent::slot_aad(&[2], "vault")),
+        ("slot-nothing", 24 + 16 + 4, independent::slot_aad(&[0], "first")),
     ];
     for (name, at, aad) in slots {
         let bytes = bytes(name);
@@ -147,6 +156,75 @@ fn slots_open_by_the_document_alone() {
         let master = independent::open(&wrapping, 0, &aad, &bytes[at + 48..at + 96]);
         assert_eq!(master, world::MASTER, "{name}");
     }
+}
+
+#[test]
+fn a_slot_with_another_label_time_or_volume_does_not_open() {
+    let slots = [
+        (world::slot(&world::password(), 1, "first"), world::password()),
+        (world::slot(&world::key_file(), 2, "vault"), world::key_file()),
+        (world::slot(&Secret::Nothing, 3, ""), Secret::Nothing),
+    ];
+    for (slot, secret) in slots {
+        assert!(unwrap(&slot, &secret, world::VOLUME).is_ok());
+        let mut relabelled = slot.clone();
+        relabelled.label.push('x');
+        assert_eq!(unwrap(&relabelled, &secret, world::VOLUME), Err(UnlockError::Damaged));
+        let mut later = slot.clone();
+        later.created_ms += 1;
+        assert_eq!(unwrap(&later, &secret, world::VOLUME), Err(UnlockError::Damaged));
+        let mut moved = slot.clone();
+        moved.volume.0[0] ^= 1;
+        assert_eq!(unwrap(&moved, &secret, moved.volume), Err(UnlockError::Damaged));
+    }
+}
+
+#[test]
+fn a_small_thing_sealed_as_another_version_does_not_open() {
+    use aes_gcm::{
+        Aes256Gcm, KeyInit,
+        aead::{Aead, Payload},
+    };
+    let name = claim_name();
+    let plain = bytes("claim-plain");
+    let (salt, _) = sealed_body("claim");
+    let sealed_as = |aad: &[u8]| {
+        let cipher = Aes256Gcm::new(&independent::small_key(&salt).into());
+        let sealed = cipher.encrypt(&[0; 12].into(), Payload { msg: &plain, aad }).unwrap();
+        let bytes = s3bd::format::envelope::wrap(Content::Claim, 1, &[&salt[..], &sealed].concat());
+        small::open(&world::KEYS, Content::Claim, &name, &bytes)
+    };
+    let mut aad = bytes("claim-aad");
+    assert_eq!(sealed_as(&aad), Ok(plain.clone()));
+    aad[4] = 2;
+    assert!(sealed_as(&aad).is_err(), "the version in the envelope was lowered");
+}
+
+#[test]
+fn a_manifest_of_a_size_that_is_not_whole_blocks_is_refused() {
+    use s3bd::{
+        store::{PutMode, Store, memory::Memory},
+        volume::bucket::{Bucket, digest},
+    };
+    let load = |size_bytes| {
+        let manifest = s3bd::format::manifest::Manifest { size_bytes, ..world::manifest() };
+        let plain = manifest.encode().unwrap();
+        let sealed = small::seal(&world::KEYS, Content::Manifest, &manifest_name(), [0; 16], &plain);
+        let store = std::sync::Arc::new(Memory::new());
+        let bucket = Bucket {
+            store: store.clone(),
+            header: world::header(),
+            header_digest: digest(&world::header().encode().unwrap()),
+            keys: log::keys(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            store.put(&manifest_name(), &[sealed.into()], PutMode::Create).await.unwrap();
+            bucket.load_manifest(world::GENERATION, world::EPOCH).await
+        })
+    };
+    assert!(load(1 << 20).is_ok());
+    assert!(load((1 << 20) + 1).is_err());
 }
 
 #[test]
@@ -178,6 +256,16 @@ fn log_records_open_by_the_document_alone() {
         assert_eq!(record[4..8], crc.to_le_bytes(), "{name}");
         assert_eq!(record.len(), (32 + payload_bytes).next_multiple_of(16), "{name}");
     }
+}
+
+#[test]
+fn a_segment_of_another_log_does_not_open() {
+    let segment = log::segment();
+    assert!(log::open_as(world::LOG, &segment).is_ok());
+    let mut other: LogId = world::LOG;
+    other.0[15] ^= 1;
+    let error = log::open_as(other, &segment).unwrap_err();
+    assert!(error.contains("its seal does not open"), "{error}");
 }
 
 #[test]
@@ -227,6 +315,7 @@ fn bounds_are_those_of_the_document() {
         ("bytes of an object's footer", object::FOOTER_BYTES as u64),
         ("bytes of a tag", object::TAG_BYTES as u64),
         ("number that stands for the index", index::INDEX_NUMBER.into()),
+        ("bytes of plaintext in a frame", index::FRAME_PLAIN_BYTES_MAX.into()),
         ("keys of a leaf, children of a page", page::FANOUT),
         ("highest level of a page", page::LEVEL_MAX.into()),
         ("tenures in a log identity", local::TENURES_MAX as u64),

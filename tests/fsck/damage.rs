@@ -217,7 +217,9 @@ impl Damage {
             Self::NewestManifest(Whole::Missing) => {}
             Self::OlderManifest(Whole::Missing) => drop(kinds.insert("manifest_missing")),
             Self::NewestManifest(_) | Self::OlderManifest(_) => drop(kinds.insert("manifest_damaged")),
-            Self::Object(Which::Dead, _) if !quick => drop(kinds.insert("dead_object")),
+            Self::Object(Which::Dead, whole) if !quick && whole != Whole::Missing => {
+                kinds.insert("dead_object");
+            }
             Self::Object(Which::Dead, Whole::Missing)
             | Self::ObjectHeader(Which::Dead, _)
             | Self::Frame(Which::Dead, _)

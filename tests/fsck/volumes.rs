@@ -11,7 +11,10 @@ use s3bd::{
         aead::Key,
         slot::{NewSlot, Secret, wrap},
     },
-    store::{PutMode, Store, memory::Memory},
+    store::{
+        PutMode, Store,
+        memory::{Contents, Memory},
+    },
     volume::{
         Volume,
         bucket::Bucket,
@@ -77,7 +80,7 @@ pub async fn churn(volume: &Volume, prng: &mut Prng, rounds: u64) {
             let (start, length) = PLACES[(prng.next_u64() % 3) as usize];
             let offset = start + prng.next_u64() % (length - 1);
             let count = (1 + prng.next_u64() % (40 << 10)).min(start + length - offset);
-            if prng.next_u64() % 5 == 0 {
+            if prng.next_u64().is_multiple_of(5) {
                 volume.zero(offset, count, false, false).await.unwrap();
             } else {
                 volume.write(offset, noise(prng, count), false).await.unwrap();
@@ -89,6 +92,14 @@ pub async fn churn(volume: &Volume, prng: &mut Prng, rounds: u64) {
 
 /// A volume with several tenures, checkpoints, dead objects, and a list on top; left as a crash leaves it.
 pub async fn rich() -> Memory {
+    static RICH: tokio::sync::OnceCell<Contents> = tokio::sync::OnceCell::const_new();
+    let contents = RICH.get_or_init(|| async { make_rich().await.snapshot() }).await;
+    let store = Memory::new();
+    store.restore(contents.clone());
+    store
+}
+
+async fn make_rich() -> Memory {
     let store = Memory::new();
     make(&store, SIZE).await;
     add_slot(&store).await;
