@@ -32,12 +32,11 @@ e2e::claims! {
         recover_uploads_what_a_killed_server_left,
         recover_elsewhere_changes_nothing_without_takeover,
         a_host_that_was_overtaken_stops_and_keeps_its_log,
-        an_older_copy_of_the_state_directory_is_no_danger;
+        an_older_copy_of_the_state_directory_is_refused;
     passwords:
         a_password_comes_from_a_file_a_command_or_the_environment,
         a_terminal_is_asked_and_shows_nothing,
-        neither_plaintext_nor_password_is_stored_or_logged,
-        plaintext_of_a_volume_without_a_password_is_found;
+        neither_plaintext_nor_password_is_stored_or_logged;
     errors:
         a_wrong_or_missing_password_is_refused,
         a_volume_without_a_password_says_so,

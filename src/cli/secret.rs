@@ -45,11 +45,12 @@ impl SecretArgs {
             ));
         }
         let first = ask(format!("New password for {name}: "))?;
+        let chosen = password(&first)?;
         let second = ask("Once more: ".to_owned())?;
         if *first != *second {
             return Err(missing("the two passwords differ: nothing was made"));
         }
-        password(&first)
+        Ok(chosen)
     }
 
     /// The secret for a volume that is there.

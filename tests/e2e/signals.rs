@@ -104,8 +104,8 @@ pub(crate) fn a_host_that_was_overtaken_stops_and_keeps_its_log(kind: Kind) {
     server.close();
 }
 
-/// Nothing that was put back may pass for the newest.
-pub(crate) fn an_older_copy_of_the_state_directory_is_no_danger(kind: Kind) {
+/// What it holds was overtaken, by the same host: it must not be written over what is newer.
+pub(crate) fn an_older_copy_of_the_state_directory_is_refused(kind: Kind) {
     let (_fixture, host, volume) = stage(kind);
     host.init(&volume, "64M");
     let server = host.open(&volume, &[]);
@@ -118,7 +118,8 @@ pub(crate) fn an_older_copy_of_the_state_directory_is_no_danger(kind: Kind) {
     server.close();
     std::fs::remove_dir_all(host.state()).expect("a folder");
     std::fs::rename(&copy, host.state()).expect("a folder");
-    // Whether it is refused or goes on: the newest data is what is served.
+    host.fail_to_open(&volume, &[]).failed(8, &["the local log holds", "--discard"]);
+    host.run("recover", &[&volume, "--discard"]).done();
     let server = host.open(&volume, &[]);
     qemu_io(&server.uri, &["read -P 0x42 0 1M"]);
     server.close();
