@@ -49,7 +49,7 @@ impl Pages for Shelf {
         *self.loads.lock().unwrap() += 1;
         let bytes = self.pages.lock().unwrap()[at.frame.number as usize].clone();
         Ok(Arc::new(
-            Page::decode(&bytes, at.level, at.first_key, BLOCK_BYTES).expect("what was written is whole"),
+            Page::decode(&bytes, at.map, at.level, at.first_key, BLOCK_BYTES).expect("what was written is whole"),
         ))
     }
 }
