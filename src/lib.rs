@@ -5,6 +5,7 @@
 pub mod cache;
 pub mod cli;
 pub mod format;
+pub mod fsck;
 pub mod map;
 pub mod nbd;
 pub mod seal;

@@ -4,15 +4,15 @@
 //! time, and does so whenever keeping it would cost an error, a wait or a bound. It never syncs.
 //!
 //! # Shape
-//! Two logs of segment files ([`segment`]): *probation*, where frames go that were fetched or uploaded just now, and *main*, for those that were
+//! Two logs of segment files (`segment`): *probation*, where frames go that were fetched or uploaded just now, and *main*, for those that were
 //! read again. New frames are appended; room is made by giving up a whole segment, the oldest of its log. Files are never
 //! written over: a segment that was given up is removed and a new one has a new number, so that a reader who still has the old
-//! one open reads what was always there. An index in memory ([`index`]) leads from a key to its place.
+//! one open reads what was always there. An index in memory (`index`) leads from a key to its place.
 //!
 //! # Eviction
 //! S3-FIFO (Yang, Zhang, Qiu, Yue, Rashmi: "FIFO queues are all you need for cache eviction", SOSP 2023), with segments for queue heads:
 //! when there is no room left, probation keeps to a tenth of the cache. What leaves it unread is gone, and only its
-//! key is remembered for a while ([`ghost`]); what was read moves to main, and so does a frame that comes back
+//! key is remembered for a while (`ghost`); what was read moves to main, and so does a frame that comes back
 //! while its key is remembered. What leaves main goes to its end if it was read since, else it is gone.
 //!
 //! Why this one: a scan, however long, passes through a tenth of the cache and never touches main, even if nothing in main is read meanwhile. LRU and CLOCK (a
@@ -31,7 +31,7 @@
 //!   each 64 KiB of disk, at most 32 MiB. Frames waiting to be written: 32 MiB, and a frame keeps alive the buffer it was sliced from.
 //!
 //! # Concurrency
-//! One thread owns the files ([`writer`]). Readers take one lock for a look-up, then read without it and verify what they got, key
+//! One thread owns the files (`writer`). Readers take one lock for a look-up, then read without it and verify what they got, key
 //! and checksum: should it not be the frame, they look again, and forget it if it has not moved. The lock is never held over a
 //! call to the disk, nor for more than some hundred entries at a time.
 //!

@@ -26,7 +26,9 @@ pub enum Content {
 }
 
 impl Content {
-    fn tag(self) -> [u8; 4] {
+    /// The four bytes that say it, in the envelope and in the seal of what is in it.
+    #[must_use]
+    pub fn tag(self) -> [u8; 4] {
         *match self {
             Self::Header => b"volu",
             Self::Slot => b"slot",

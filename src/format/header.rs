@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FormatError, codec, envelope, ids::VolumeId};
+use super::{
+    FormatError, codec, envelope,
+    ids::{Codec, VolumeId},
+};
 
 /// Smallest block, bytes: the sector that every client knows.
 pub const BLOCK_BYTES_MIN: u32 = 512;
@@ -18,6 +21,8 @@ pub struct Header {
     pub block_bytes: u32,
     /// Whether a secret is needed to read it.
     pub protection: Protection,
+    /// How new frames are packed unless whoever opens it says otherwise.
+    pub compression: Codec,
     /// When it was made, milliseconds since 1970.
     pub created_ms: u64,
 }

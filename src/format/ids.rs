@@ -16,6 +16,12 @@ macro_rules! number {
             pub fn next(self) -> Self {
                 Self(self.0.saturating_add(1))
             }
+
+            /// The same for a number that was read and may be anything: `None` after the last.
+            #[must_use]
+            pub fn checked_next(self) -> Option<Self> {
+                self.0.checked_add(1).map(Self)
+            }
         }
 
         impl fmt::Display for $name {
@@ -102,6 +108,17 @@ pub enum Codec {
 }
 
 impl Codec {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Zstd => "zstd",
+            Self::Lz4 => "lz4",
+            Self::Xz => "xz",
+        }
+    }
+
     /// The byte that stands for it in associated data.
     #[must_use]
     pub fn byte(self) -> u8 {

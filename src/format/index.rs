@@ -5,10 +5,14 @@ use serde::{Deserialize, Serialize};
 use super::{
     FormatError, codec,
     ids::{Codec, Epoch, FrameRef, Generation, LogPosition, ObjectRef, Sequence},
+    object::TAG_BYTES,
 };
 
 /// The frame number that stands for the index in its nonce and associated data.
 pub const INDEX_NUMBER: u32 = u32::MAX;
+
+/// No frame has more plaintext, bytes: a frame is one block at least, and a block 16 MiB at most; pages are far smaller.
+pub const FRAME_PLAIN_BYTES_MAX: u32 = 16 << 20;
 
 /// Version 1 of an index's plaintext.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +75,16 @@ pub struct IndexFrame {
     pub kind: FrameKind,
 }
 
+impl IndexFrame {
+    /// Its runs of blocks; none for a page.
+    fn runs(&self) -> &[Run] {
+        match &self.kind {
+            FrameKind::Data(runs) => runs,
+            FrameKind::Page { .. } => &[],
+        }
+    }
+}
+
 /// What a frame holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FrameKind {
@@ -104,14 +118,17 @@ impl Index {
         codec::encode("object index", self)
     }
 
-    /// Reads opened plaintext, and checks that its frames lie one after the other and hold what their runs say.
-    pub fn decode(plain: &[u8], block_bytes: u32) -> Result<Self, FormatError> {
+    /// Reads opened plaintext of the index at `offset` of its object, and checks that the frames before it lie one after
+    /// the other, hold what their runs say, and no block twice.
+    pub fn decode(plain: &[u8], offset: u64, block_bytes: u32) -> Result<Self, FormatError> {
         let index: Self = codec::decode("object index", plain)?;
-        index.check(block_bytes).map_err(|detail| FormatError::Malformed { what: "object index", detail })?;
+        index
+            .check(offset, block_bytes)
+            .map_err(|detail| FormatError::Malformed { what: "object index", detail })?;
         Ok(index)
     }
 
-    fn check(&self, block_bytes: u32) -> Result<(), &'static str> {
+    fn check(&self, offset: u64, block_bytes: u32) -> Result<(), &'static str> {
         if self.parts > 0 && self.part >= self.parts {
             return Err("part of a cut");
         }
@@ -120,7 +137,12 @@ impl Index {
             if frame.offset != end {
                 return Err("frames do not follow each other");
             }
-            end = end.checked_add(frame.stored_bytes.into()).ok_or("length of a frame")?;
+            let is_bounded =
+                frame.plain_bytes <= FRAME_PLAIN_BYTES_MAX && frame.stored_bytes as usize >= TAG_BYTES;
+            end = end
+                .checked_add(frame.stored_bytes.into())
+                .filter(|_| is_bounded)
+                .ok_or("length of a frame")?;
             if let FrameKind::Data(runs) = &frame.kind {
                 let blocks = check_runs(runs)?;
                 if blocks.checked_mul(block_bytes.into()) != Some(frame.plain_bytes.into()) {
@@ -128,9 +150,15 @@ impl Index {
                 }
             }
         }
+        if end != offset {
+            return Err("frames do not end where the index begins");
+        }
         check_runs(&self.holes)?;
         check_runs(&self.lost)?;
-        Ok(())
+        let mut all: Vec<Run> = self.frames.iter().flat_map(IndexFrame::runs).copied().collect();
+        all.extend(self.holes.iter().chain(&self.lost));
+        all.sort_unstable_by_key(|run| run.block);
+        check_runs(&all).map(|_| ())
     }
 
     /// Where frame `number` is.

@@ -1,5 +1,7 @@
 //! A manifest: the object that publishes an epoch. `manifests/<generation>-<epoch>`; the body is sealed.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -196,17 +198,20 @@ impl Manifest {
     pub fn decode(plain: &[u8]) -> Result<Self, FormatError> {
         let manifest: Self = codec::decode("manifest", plain)?;
         let malformed = |detail| Err(FormatError::Malformed { what: "manifest", detail });
-        if manifest.parent.is_some_and(|parent| parent.epoch.next() != manifest.epoch) {
+        if manifest.parent.is_some_and(|parent| parent.epoch.checked_next() != Some(manifest.epoch)) {
             return malformed("its epoch does not follow its parent's");
         }
-        let Roots { blocks, objects, snapshots, .. } = &manifest.roots;
-        let is_sane = |root: &Root| root.level <= LEVEL_MAX && root.frame.is_bounded();
-        if ![blocks, objects, snapshots].into_iter().flatten().all(is_sane) {
+        if manifest.roots.epoch > manifest.epoch || manifest.oldest_kept > manifest.epoch {
+            return malformed("epochs");
+        }
+        let roots = [manifest.roots.blocks, manifest.roots.objects, manifest.roots.snapshots];
+        if roots.iter().flatten().any(|root| root.level > LEVEL_MAX || !root.frame.is_bounded()) {
             return malformed("root of a map");
         }
-        let mut previous = manifest.roots.epoch.next();
+        let Some(mut previous) = manifest.roots.epoch.checked_next() else { return malformed("epochs") };
+        let mut numbers = BTreeSet::new();
         for object in &manifest.objects {
-            if object.sequence >= manifest.next_sequence {
+            if object.sequence >= manifest.next_sequence || !numbers.insert(object.sequence) {
                 return malformed("object number");
             }
             if object.epoch < previous || object.epoch > manifest.epoch {

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     FormatError, codec,
     ids::{Codec, Epoch, FrameRef, Generation, ObjectRef, Sequence},
+    index::{FRAME_PLAIN_BYTES_MAX, MapKind},
     manifest::Snapshot,
+    object::TAG_BYTES,
 };
 
 /// A page covers 2^9 keys at level 0 and 2^9 pages at each level above: a leaf of single 4 KiB blocks is then some
@@ -120,10 +122,12 @@ impl StoredFrame {
         }
     }
 
-    /// Whether it ends where a number can say.
+    /// Whether its lengths are such as a writer makes them, so that a reader may allocate as much.
     #[must_use]
     pub fn is_bounded(&self) -> bool {
-        self.offset.checked_add(self.stored_bytes.into()).is_some()
+        self.plain_bytes <= FRAME_PLAIN_BYTES_MAX
+            && self.stored_bytes as usize >= TAG_BYTES
+            && self.offset.checked_add(self.stored_bytes.into()).is_some()
     }
 
     /// The whole reference, given the object.
@@ -205,11 +209,17 @@ impl Page {
         codec::encode("page", &StoredPage { objects: tables.objects, frames: tables.frames, body })
     }
 
-    /// Reads opened and unpacked plaintext of a page at `level` from `first_key` on, and checks that every entry is
-    /// in order, in range and within its frame.
-    pub fn decode(plain: &[u8], level: u8, first_key: u64, block_bytes: u32) -> Result<Self, FormatError> {
+    /// Reads opened and unpacked plaintext of a page of `map` at `level` from `first_key` on, and checks that every entry
+    /// is in order, in range and within its frame.
+    pub fn decode(
+        plain: &[u8],
+        map: MapKind,
+        level: u8,
+        first_key: u64,
+        block_bytes: u32,
+    ) -> Result<Self, FormatError> {
         let stored: StoredPage = codec::decode("page", plain)?;
-        unpack(stored, level, first_key, block_bytes)
+        unpack(stored, map, level, first_key, block_bytes)
             .map_err(|detail| FormatError::Malformed { what: "page", detail })
     }
 }
@@ -223,9 +233,18 @@ fn store_extent(extent: &Extent, tables: &mut Tables) -> Option<StoredExtent> {
     Some(StoredExtent { block: extent.block, count: extent.count as u16, frame, offset })
 }
 
-fn unpack(stored: StoredPage, level: u8, first_key: u64, block_bytes: u32) -> Result<Page, &'static str> {
+fn unpack(
+    stored: StoredPage,
+    map: MapKind,
+    level: u8,
+    first_key: u64,
+    block_bytes: u32,
+) -> Result<Page, &'static str> {
+    if level > LEVEL_MAX {
+        return Err("level");
+    }
     if !stored.frames.iter().all(StoredFrame::is_bounded) {
-        return Err("end of a frame");
+        return Err("length of a frame");
     }
     let frames = stored
         .frames
@@ -234,40 +253,40 @@ fn unpack(stored: StoredPage, level: u8, first_key: u64, block_bytes: u32) -> Re
         .collect::<Option<Vec<_>>>()
         .ok_or("object of a frame")?;
     let last_key = first_key | (u64::MAX >> (64 - span_bits(level).min(64)));
+    // The topmost level has keys for two children only.
+    let slots = if level == LEVEL_MAX { 2 } else { FANOUT };
     let within = |key: u64| (first_key..=last_key).contains(&key);
     match stored.body {
         StoredBody::Inner(children) if level > 0 => {
             let ascending = children.is_sorted_by(|a, b| a.0 < b.0);
-            // The topmost level has fewer slots: the keys end before they do.
-            let slots = 1_u64 << FANOUT_BITS.min(64_u32.saturating_sub(span_bits(level - 1)));
             if !ascending || children.last().is_some_and(|last| u64::from(last.0) >= slots) {
                 return Err("slots of children");
             }
             let place = |(slot, at): (u16, u32)| Some((slot, *frames.get(at as usize)?));
             Ok(Page::Inner(children.into_iter().map(place).collect::<Option<_>>().ok_or("frame of a child")?))
         }
-        StoredBody::Blocks(extents) if level == 0 => {
+        StoredBody::Blocks(extents) if level == 0 && map == MapKind::Blocks => {
             let frames: Vec<_> = frames.into_iter().map(Arc::new).collect();
             let extents = unpack_extents(&extents, &frames, block_bytes)?;
             let in_range = extents.first().is_none_or(|extent| within(extent.block))
                 && extents.last().is_none_or(|extent| within(extent.block + (extent.count - 1)));
             if in_range { Ok(Page::Blocks(extents)) } else { Err("range of extents") }
         }
-        StoredBody::Objects(entries) if level == 0 => {
+        StoredBody::Objects(entries) if level == 0 && map == MapKind::Objects => {
             if entries.is_sorted_by(|a, b| a.0 < b.0) && entries.iter().all(|entry| within(entry.0.0)) {
                 Ok(Page::Objects(entries))
             } else {
                 Err("order of objects")
             }
         }
-        StoredBody::Snapshots(entries) if level == 0 => {
+        StoredBody::Snapshots(entries) if level == 0 && map == MapKind::Snapshots => {
             if entries.is_sorted_by(|a, b| a.id < b.id) && entries.iter().all(|entry| within(entry.id)) {
                 Ok(Page::Snapshots(entries))
             } else {
                 Err("order of snapshots")
             }
         }
-        _ => Err("kind of page for its level"),
+        _ => Err("kind of page for its map and level"),
     }
 }
 

@@ -3,9 +3,9 @@
 //! Source: <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>, cited section by section; extended
 //! headers are from its branch `extension-ext-header`.
 //!
-//! A connection is one task: [`handshake`] settles the export and the framing, [`transmission`] then reads requests,
-//! runs them on the device and writes replies. What stands between bytes and device is pure: [`option`] and
-//! [`request`] decode and check, [`framing`] encodes.
+//! A connection is one task: `handshake` settles the export and the framing, `transmission` then reads requests,
+//! runs them on the device and writes replies. What stands between bytes and device is pure: `option` and
+//! `request` decode and check, `framing` encodes.
 //!
 //! # Invariants
 //! - No length from the network is allocated before it was compared with a limit; every queue has a bound ([`Limits`]).
@@ -80,7 +80,9 @@ pub enum DeviceError {
 /// [`Device::info`] and more than zero bytes long.
 ///
 /// A future that is ready at its first poll costs the server no task: implementations answer at once from memory
-/// where they can. Requests run concurrently; what overlaps has no order until it is answered.
+/// where they can. Requests run concurrently; what overlaps has no order until it is answered. A future that has been
+/// polled is polled to its end, also when its client is gone. Reads that wait are tasks of their own; writes, zeroes,
+/// trims and flushes that wait are polled by their connection, so they should do little but wait from then on.
 #[async_trait]
 pub trait Device: Send + Sync + 'static {
     /// What the device is now; the size may change between calls.

@@ -61,6 +61,13 @@ pub(super) enum Operation {
     },
 }
 
+impl Operation {
+    /// Whether, if it has to wait, it waits for data to come from somewhere.
+    pub(super) fn fetches(self) -> bool {
+        matches!(self, Operation::Read { .. } | Operation::Status { .. } | Operation::Cache { .. })
+    }
+}
+
 impl Framing {
     /// Length of a request's header.
     pub(super) fn request_bytes(self) -> usize {

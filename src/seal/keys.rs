@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::RwLock};
 
 use super::aead::Key;
 use crate::format::{
-    ids::{ObjectRef, VolumeId},
+    ids::{LogId, ObjectRef, VolumeId},
     manifest::Owner,
 };
 
@@ -63,9 +63,9 @@ impl Keys {
         self.small.derive(salt, &[&self.volume.0])
     }
 
-    /// The key of one tenure of a log.
+    /// The key of one tenure of one log.
     #[must_use]
-    pub(super) fn log(&self, salt: &[u8]) -> Key {
-        self.log.derive(salt, &[&self.volume.0])
+    pub(super) fn log(&self, log: LogId, salt: &[u8]) -> Key {
+        self.log.derive(salt, &[&self.volume.0, &log.0])
     }
 }

@@ -1,7 +1,7 @@
 //! Seals of log records: the LSN is the nonce, the salt of the tenure makes the key.
 
 use super::{SealError, aead::Cipher, keys::Keys};
-use crate::format::object::TAG_BYTES;
+use crate::format::{ids::LogId, object::TAG_BYTES};
 
 /// Seals records of one tenure of the log.
 #[derive(Debug)]
@@ -12,8 +12,8 @@ pub struct LogSeal {
 impl LogSeal {
     /// With the salt that is also the tag of the tenure's segments; fresh and random at every open of the log.
     #[must_use]
-    pub fn new(keys: &Keys, salt: &[u8; 32]) -> Self {
-        Self { cipher: keys.log(salt).cipher() }
+    pub fn new(keys: &Keys, log: LogId, salt: &[u8; 32]) -> Self {
+        Self { cipher: keys.log(log, salt).cipher() }
     }
 
     /// Bytes that sealing adds.

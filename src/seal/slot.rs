@@ -75,7 +75,7 @@ pub fn wrap(master: &Key, secret: &Secret, new: NewSlot) -> Result<Slot, UnlockE
     };
     let wrapping = wrapping_key(secret, unlock, &new.salt)?;
     let mut sealed = master.bytes().to_vec();
-    wrapping.cipher().seal_tail(0, &aad(new.volume, unlock), &mut sealed, 0);
+    wrapping.cipher().seal_tail(0, &aad(new.volume, unlock, &new.label, new.created_ms), &mut sealed, 0);
     let mut wrapped = [[0; 16]; 3];
     for (to, from) in wrapped.iter_mut().zip(sealed.chunks_exact(16)) {
         to.copy_from_slice(from);
@@ -103,7 +103,7 @@ pub fn unwrap(slot: &Slot, secret: &Secret, volume: VolumeId) -> Result<Key, Unl
     let mut sealed = zeroize::Zeroizing::new(slot.wrapped.concat());
     let length = wrapping
         .cipher()
-        .open_in_place(0, &aad(volume, slot.unlock), &mut sealed)
+        .open_in_place(0, &aad(volume, slot.unlock, &slot.label, slot.created_ms), &mut sealed)
         .map_err(|_| UnlockError::Damaged)?;
     let master: [u8; 32] = sealed[..length].try_into().map_err(|_| UnlockError::Damaged)?;
     Ok(Key::new(master))
@@ -135,8 +135,8 @@ fn check(wrapping: &Key) -> [u8; 16] {
     *derived.bytes().first_chunk().expect("32 bytes hold 16")
 }
 
-fn aad(volume: VolumeId, unlock: Unlock) -> Vec<u8> {
-    let mut out = [&b"s3bd 1 slot"[..], &volume.0].concat();
+fn aad(volume: VolumeId, unlock: Unlock, label: &str, created_ms: u64) -> Vec<u8> {
+    let mut out = [&b"s3bd 1 slot"[..], &volume.0, &created_ms.to_le_bytes()].concat();
     match unlock {
         Unlock::Nothing => out.push(0),
         Unlock::Password(cost) => {
@@ -147,6 +147,7 @@ fn aad(volume: VolumeId, unlock: Unlock) -> Vec<u8> {
         }
         Unlock::KeyFile => out.push(2),
     }
+    out.extend_from_slice(label.as_bytes());
     out
 }
 

@@ -6,6 +6,8 @@ use super::{SealError, keys::Keys};
 use crate::format::{FormatError, envelope, envelope::Content};
 
 const SALT_BYTES: usize = 16;
+/// Version of every sealed envelope; part of what is sealed, so that none passes for another.
+const VERSION: u16 = 1;
 
 /// Why a small sealed thing cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,12 +27,12 @@ pub fn seal(keys: &Keys, content: Content, name: &str, salt: [u8; SALT_BYTES], p
     body.extend_from_slice(&salt);
     body.extend_from_slice(plain);
     keys.small(&salt).cipher().seal_tail(0, &aad(keys, content, name), &mut body, SALT_BYTES);
-    envelope::wrap(content, 1, &body)
+    envelope::wrap(content, VERSION, &body)
 }
 
 /// Opens what [`seal`] made for the same place.
 pub fn open(keys: &Keys, content: Content, name: &str, bytes: &[u8]) -> Result<Vec<u8>, OpenError> {
-    let (_, body) = envelope::unwrap(content, 1, bytes)?;
+    let (_, body) = envelope::unwrap(content, VERSION, bytes)?;
     let (salt, sealed) = body.split_first_chunk::<SALT_BYTES>().ok_or(SealError::Broken)?;
     let mut plain = sealed.to_vec();
     let length = keys.small(salt).cipher().open_in_place(0, &aad(keys, content, name), &mut plain)?;
@@ -39,7 +41,7 @@ pub fn open(keys: &Keys, content: Content, name: &str, bytes: &[u8]) -> Result<V
 }
 
 fn aad(keys: &Keys, content: Content, name: &str) -> Vec<u8> {
-    [&keys.volume().0[..], content.name().as_bytes(), &[0], name.as_bytes()].concat()
+    [&content.tag()[..], &VERSION.to_le_bytes(), &keys.volume().0, name.as_bytes()].concat()
 }
 
 #[cfg(test)]

@@ -91,7 +91,10 @@ impl Waiting {
         }
         let away_s = outage.since.map_or(0, |since| since.elapsed().as_secs());
         let calls_waiting = outage.calls_waiting;
-        if away_s == 0 {
+        if !self.health.has_answered() {
+            // At the start the caller waits for a while only, and gets the error itself.
+            tracing::info!(%error, "object store does not answer yet");
+        } else if away_s == 0 {
             tracing::warn!(%error, "object store call failed, trying again");
         } else {
             tracing::warn!(%error, away_s, calls_waiting, "object store away for {away_s} s, {calls_waiting} calls waiting");

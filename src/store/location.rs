@@ -133,7 +133,7 @@ impl fmt::Display for Location {
     }
 }
 
-/// The rules for bucket names of Amazon's (S3 user guide, "Bucket naming rules"); other servers have no looser ones.
+/// The rules for bucket names of Amazon's (S3 user guide, "Bucket naming rules"). Some servers allow more; such names work nowhere else.
 fn check_bucket(bucket: &str) -> Result<(), LocationError> {
     let is_alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let ends_well = bucket.starts_with(is_alphanumeric) && bucket.ends_with(is_alphanumeric);

@@ -131,9 +131,14 @@ pub enum ErrorKind {
     Invalid,
 }
 
+/// The call and its key in words; nothing where no key is to blame.
+fn place(operation: &str, key: &str) -> String {
+    if key.is_empty() { String::new() } else { format!("{operation} {key}: ") }
+}
+
 /// A call that failed: which, on what, and why.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} {key}: {reason}")]
+#[error("{}{reason}", place(operation, key))]
 pub struct StoreError {
     /// What to do about it.
     pub kind: ErrorKind,

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Got, Listed, Put, PutMode, Range, Store, StoreError};
+use super::{ErrorKind, Got, Listed, Put, PutMode, Range, Store, StoreError};
 
 /// A [`Store`] of the keys below a prefix. Errors name full keys.
 #[derive(Clone, Debug)]
@@ -23,20 +23,28 @@ impl<S: Store> Prefixed<S> {
     fn full(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
+
+    /// The full form of a key that must not be the prefix itself.
+    fn full_key(&self, operation: &'static str, key: &str) -> Result<String, StoreError> {
+        match key {
+            "" => Err(StoreError::new(ErrorKind::Invalid, operation, &self.prefix, "the key is empty")),
+            key => Ok(self.full(key)),
+        }
+    }
 }
 
 #[async_trait]
 impl<S: Store> Store for Prefixed<S> {
     async fn put(&self, key: &str, body: &[Bytes], mode: PutMode) -> Result<Put, StoreError> {
-        self.inner.put(&self.full(key), body, mode).await
+        self.inner.put(&self.full_key("put", key)?, body, mode).await
     }
 
     async fn get(&self, key: &str, range: Range) -> Result<Got, StoreError> {
-        self.inner.get(&self.full(key), range).await
+        self.inner.get(&self.full_key("get", key)?, range).await
     }
 
     async fn head(&self, key: &str) -> Result<Option<u64>, StoreError> {
-        self.inner.head(&self.full(key)).await
+        self.inner.head(&self.full_key("head", key)?).await
     }
 
     async fn list(
@@ -47,15 +55,15 @@ impl<S: Store> Store for Prefixed<S> {
     ) -> Result<Vec<Listed>, StoreError> {
         // Starting after the prefix itself leaves out the empty object that web consoles make for a folder.
         let after = self.full(start_after.unwrap_or(""));
-        let mut listed = self.inner.list(&self.full(prefix), Some(&after), limit).await?;
-        for line in &mut listed {
-            line.key.drain(..self.prefix.len());
-        }
-        Ok(listed)
+        let listed = self.inner.list(&self.full(prefix), Some(&after), limit).await?;
+        let strip =
+            |line: Listed| Some(Listed { key: line.key.strip_prefix(&self.prefix)?.to_owned(), ..line });
+        Ok(listed.into_iter().filter_map(strip).collect())
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {
-        let full: Vec<_> = keys.iter().map(|key| self.full(key)).collect();
+        let full: Vec<String> =
+            keys.iter().map(|key| self.full_key("delete", key)).collect::<Result<_, _>>()?;
         self.inner.delete(&full).await
     }
 }

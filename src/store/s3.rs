@@ -5,7 +5,7 @@
 //! - `get` returns exactly the bytes asked for, of the length that the server declared, or an error.
 //!
 //! # Errors and retries
-//! [`super::s3_error`] has the table. A server that refuses `If-None-Match`, or answers it with a lasting 412, gets plain
+//! `s3_error.rs` has the table. A server that refuses `If-None-Match`, or answers it with a lasting 412, gets plain
 //! puts from then on; one that refuses `DeleteObjects` gets single deletes. Both are found out by its answers and
 //! logged once.
 //!
@@ -214,19 +214,13 @@ impl S3 {
         };
         let place = Place::of(&answer, range)?;
         let bytes = read_body(answer.body, place.body_bytes).await?;
-        Ok(Got { bytes: place.cut(bytes), object_bytes: place.object_bytes })
+        Ok(Got { bytes, object_bytes: place.object_bytes })
     }
 
     // ---- list, head
 
-    async fn list_page(
-        &self,
-        listing: &Listing<'_>,
-        prefix: &str,
-        after: Option<&str>,
-    ) -> Result<ListPage, Failure> {
-        let token = listing.token();
-        let after = after.filter(|after| token.is_none() && !after.is_empty()).map(str::to_owned);
+    async fn list_page(&self, listing: &Listing<'_>, prefix: &str) -> Result<ListPage, Failure> {
+        let (after, token) = (listing.start_after(), listing.token());
         let list = |client: Client| {
             let request = client.list_objects_v2().bucket(&self.bucket).encoding_type(EncodingType::Url);
             let request = request.set_prefix((!prefix.is_empty()).then(|| prefix.to_owned()));
@@ -315,12 +309,10 @@ impl S3 {
 
 type ListPage = aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 
-/// Where the bytes asked for lie in the body that was sent, and the body in the object.
+/// Lengths of an object and of the body that was sent of it, which is exactly the range asked for.
 struct Place {
     object_bytes: u64,
     body_bytes: u64,
-    skip: u64,
-    take: u64,
 }
 
 impl Place {
@@ -334,9 +326,13 @@ impl Place {
         let lies_without =
             |object_bytes| short(format!("{range:?} does not lie within {object_bytes} bytes"));
         let Some(content_range) = answer.content_range() else {
-            // The whole object, asked for or not.
-            let (skip, take) = resolve_range(range, body_bytes).ok_or_else(|| lies_without(body_bytes))?;
-            return Ok(Place { object_bytes: body_bytes, body_bytes, skip, take });
+            return match range {
+                Range::Full => Ok(Place { object_bytes: body_bytes, body_bytes }),
+                _ => Err(Failure::new(
+                    ErrorKind::Invalid,
+                    "the server ignores ranges, or does not say which it sends",
+                )),
+            };
         };
         let parsed = parse_content_range(content_range);
         let Some((first, last, object_bytes)) = parsed else {
@@ -347,16 +343,15 @@ impl Place {
         };
         let (offset, length) =
             resolve_range(range, object_bytes).ok_or_else(|| lies_without(object_bytes))?;
+        if (length, body_bytes) == (0, 0) {
+            // The end of an object that has no bytes: no header can say that, and servers differ (Garage: 0-2^64).
+            return Ok(Place { object_bytes, body_bytes });
+        }
         if (first, last.checked_sub(first)) != (offset, length.checked_sub(1)) || body_bytes != length {
             let reason = format!("asked for {range:?}, got {content_range:?} in {body_bytes} bytes");
             return Err(Failure::new(ErrorKind::Retry, reason));
         }
-        Ok(Place { object_bytes, body_bytes, skip: 0, take: length })
-    }
-
-    fn cut(&self, body: Bytes) -> Bytes {
-        // `read_body` made it `body_bytes` long, and the range lies within.
-        body.slice(self.skip as usize..(self.skip + self.take) as usize)
+        Ok(Place { object_bytes, body_bytes })
     }
 }
 
@@ -454,7 +449,7 @@ impl Store for S3 {
     ) -> Result<Vec<Listed>, StoreError> {
         let mut listing = Listing::new(prefix, start_after, limit);
         while !listing.is_complete() {
-            let page = self.list_page(&listing, prefix, start_after).await;
+            let page = self.list_page(&listing, prefix).await;
             let added = page.and_then(|page| listing.add(&page));
             added.map_err(|failure| failure.into_error("list", prefix))?;
         }

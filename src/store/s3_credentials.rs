@@ -58,7 +58,7 @@ const LOAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Credentials are renewed this long before they expire, as the other AWS SDKs do.
 const RENEW_BEFORE_EXPIRY: Duration = Duration::from_secs(5 * 60);
 
-/// A renewal that brought nothing new is not tried again for this long; every refused call asks for one.
+/// Loading that failed or brought nothing new is not tried again for this long: every call that waits or is refused asks.
 const RENEW_INTERVAL_MIN: Duration = Duration::from_secs(10);
 
 /// Time limits of the instance metadata, which does not answer at all on most machines.
@@ -72,6 +72,7 @@ pub(super) struct Session {
     pub(super) client: Client,
     /// Grows with each change of credentials.
     pub(super) generation: u64,
+    access_key_id: String,
     secrets: Vec<SecretString>,
     renew_at: Option<Instant>,
     expires_at: Option<Instant>,
@@ -100,8 +101,21 @@ pub(super) struct Sessions {
     profile: Option<String>,
     config: ClientConfig,
     current: RwLock<Option<Arc<Session>>>,
-    /// Held while loading; when it last ended.
-    loading: tokio::sync::Mutex<Option<Instant>>,
+    /// Held while loading.
+    loading: tokio::sync::Mutex<LastLoad>,
+}
+
+/// The last loading, where it was no use.
+#[derive(Default)]
+struct LastLoad {
+    useless_at: Option<Instant>,
+    error: Option<(ErrorKind, String)>,
+}
+
+impl LastLoad {
+    fn is_recent(&self) -> bool {
+        self.useless_at.is_some_and(|at| at.elapsed() < RENEW_INTERVAL_MIN)
+    }
 }
 
 impl Sessions {
@@ -133,8 +147,13 @@ impl Sessions {
             }
             _ => {
                 let mut last = self.loading.lock().await;
-                match self.load_current() {
-                    Some(session) if !session.is_expired() => Ok(session),
+                match (self.load_current(), &last.error) {
+                    (Some(session), _) if !session.is_expired() => Ok(session),
+                    // All that there is; the clock of this host may be wrong.
+                    (Some(session), None) if last.is_recent() => Ok(session),
+                    (_, Some((kind, reason))) if last.is_recent() => {
+                        Err(StoreError::new(*kind, "open", "", reason))
+                    }
                     _ => self.load(&mut last).await,
                 }
             }
@@ -150,8 +169,8 @@ impl Sessions {
         self.load_current().is_some_and(|session| session.generation != generation)
     }
 
-    async fn renew_quietly(&self, last: &mut Option<Instant>) {
-        if last.is_some_and(|at| at.elapsed() < RENEW_INTERVAL_MIN) {
+    async fn renew_quietly(&self, last: &mut LastLoad) {
+        if last.is_recent() {
             return;
         }
         if let Err(error) = self.load(last).await {
@@ -159,20 +178,25 @@ impl Sessions {
         }
     }
 
-    async fn load(&self, last: &mut Option<Instant>) -> Result<Arc<Session>, StoreError> {
+    async fn load(&self, last: &mut LastLoad) -> Result<Arc<Session>, StoreError> {
+        let before = self.load_current();
         let provided = tokio::time::timeout(LOAD_TIMEOUT, self.provide()).await;
-        *last = Some(Instant::now());
-        let denied = |reason: String| StoreError::new(ErrorKind::Denied, "open", "", reason);
-        let credentials = provided
-            .map_err(|_| denied(format!("no credentials after {} s", LOAD_TIMEOUT.as_secs())))?
-            .map_err(|problem| match problem {
-                Problem::NotFound if self.load_current().is_none() => {
-                    StoreError::new(ErrorKind::Invalid, "open", "", NO_CREDENTIALS)
-                }
-                Problem::NotFound => denied(NO_CREDENTIALS.to_owned()),
-                Problem::Failed(reason) => denied(format!("credentials could not be loaded: {reason}")),
-            })?;
-        Ok(self.store(credentials))
+        let (kind, reason) = match provided {
+            Ok(Ok(credentials)) => {
+                let session = self.store(credentials);
+                let is_new = before.is_none_or(|before| before.generation != session.generation);
+                *last = LastLoad { useless_at: (!is_new).then(Instant::now), error: None };
+                return Ok(session);
+            }
+            Ok(Err(Problem::NotFound)) if before.is_none() => (ErrorKind::Invalid, NO_CREDENTIALS.to_owned()),
+            Ok(Err(Problem::NotFound)) => (ErrorKind::Denied, NO_CREDENTIALS.to_owned()),
+            Ok(Err(Problem::Failed(reason))) => {
+                (ErrorKind::Denied, format!("{NO_CREDENTIALS}; the last place asked said: {reason}"))
+            }
+            Err(_) => (ErrorKind::Denied, format!("no credentials after {} s", LOAD_TIMEOUT.as_secs())),
+        };
+        *last = LastLoad { useless_at: Some(Instant::now()), error: Some((kind, reason.clone())) };
+        Err(StoreError::new(kind, "open", "", reason))
     }
 
     /// Makes a client for new credentials; keeps the one there is if they are the same.
@@ -181,9 +205,12 @@ impl Sessions {
         let secrets: Vec<_> =
             secrets.into_iter().flatten().filter(|s| !s.is_empty()).map(SecretString::from).collect();
         let remaining = remaining_life(&credentials);
+        let access_key_id = credentials.access_key_id().to_owned();
         let now = Instant::now();
         let previous = self.load_current();
-        let same = previous.as_ref().filter(|session| same_secrets(&session.secrets, &secrets));
+        let same = previous.as_ref().filter(|session| {
+            session.access_key_id == credentials.access_key_id() && same_secrets(&session.secrets, &secrets)
+        });
         let generation = match (same, &previous) {
             (Some(session), _) => session.generation,
             (None, Some(session)) => session.generation + 1,
@@ -199,6 +226,7 @@ impl Sessions {
         let session = Arc::new(Session {
             client,
             generation,
+            access_key_id,
             secrets,
             // Short-lived ones are used for half of their life at least.
             renew_at: remaining.map(|life| now + life.saturating_sub(RENEW_BEFORE_EXPIRY).max(life / 2)),

@@ -149,7 +149,8 @@ impl Answer<'_> {
                 ErrorKind::Retry
             }
             (400, code) if is_transit_code(code) => ErrorKind::Retry,
-            (404, "NoSuchKey" | "NotFound" | "NoSuchBucket") => ErrorKind::NotFound,
+            (404, "NoSuchKey" | "NoSuchBucket") => ErrorKind::NotFound,
+            // The SDK's code for a 404 without any is NotFound; only a HEAD may have none.
             (401 | 403 | 404 | 409, _) => ErrorKind::Denied,
             (416, _) => ErrorKind::Short,
             (307, _) => ErrorKind::Retry,
@@ -180,7 +181,7 @@ impl Answer<'_> {
             (_, "RequestTimeTooSkewed") => Some("set this host's clock".to_owned()),
             (_, "NoSuchBucket") => Some("create the bucket first".to_owned()),
             (403, "") => Some("no reason given; for a HEAD there never is one".to_owned()),
-            (404, "NoSuchKey" | "NotFound") => None,
+            (404, "NoSuchKey") => None,
             (404, _) => Some("this is no answer of an S3 server: check the endpoint".to_owned()),
             _ => None,
         }

@@ -22,7 +22,8 @@ const PAGE_KEYS_MAX: usize = 1000;
 
 impl<'a> Listing<'a> {
     pub(super) fn new(prefix: &'a str, start_after: Option<&'a str>, limit: Option<usize>) -> Listing<'a> {
-        let is_complete = limit == Some(0);
+        let is_beyond = start_after.is_some_and(|after| after > prefix && !after.starts_with(prefix));
+        let is_complete = limit == Some(0) || is_beyond;
         Listing { prefix, start_after, limit, listed: Vec::new(), token: None, is_sorted: true, is_complete }
     }
 
@@ -33,6 +34,13 @@ impl<'a> Listing<'a> {
     /// Where the next page begins; `None` for the first.
     pub(super) fn token(&self) -> Option<String> {
         self.token.clone()
+    }
+
+    /// What to send as `start-after` with the first page. Only what lies within the prefix: Garage 2.5 answers one that
+    /// sorts before the prefix with an empty listing.
+    pub(super) fn start_after(&self) -> Option<String> {
+        let within = self.start_after.filter(|after| !after.is_empty() && after.starts_with(self.prefix));
+        within.filter(|_| self.token.is_none()).map(str::to_owned)
     }
 
     /// How many keys to ask for.
@@ -155,6 +163,17 @@ mod tests {
         let mut listing = Listing::new("p", Some("p1"), None);
         listing.add(&page(&["a", "p1", "p2", "q"], None)).unwrap();
         assert_eq!(keys(listing), ["p2"]);
+    }
+
+    #[test]
+    fn start_after_is_sent_only_from_within_the_prefix() {
+        let sent = |after| Listing::new("p/", Some(after), None).start_after();
+        assert_eq!(sent("p/a").as_deref(), Some("p/a"));
+        assert_eq!(sent("p/").as_deref(), Some("p/"));
+        assert_eq!(sent("p"), None);
+        assert_eq!(sent(""), None);
+        assert!(Listing::new("p/", Some("p0"), None).is_complete());
+        assert!(!Listing::new("p/", Some("p"), None).is_complete());
     }
 
     #[test]

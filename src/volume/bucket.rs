@@ -179,7 +179,8 @@ impl Bucket {
         let is_itself = manifest.generation == generation
             && manifest.epoch == epoch
             && manifest.volume == self.header.volume
-            && manifest.header == self.header_digest;
+            && manifest.header == self.header_digest
+            && manifest.size_bytes.is_multiple_of(self.block_bytes().into());
         if !is_itself {
             return Err(VolumeError::damaged(&name, SealError::Broken));
         }
@@ -323,7 +324,7 @@ impl Bucket {
             self.keys.object(&reference).ok_or_else(|| VolumeError::frame(&place, FrameError::Owner))?;
         let plain = frame::open(&key.cipher(), &place, sealed)
             .map_err(|error| VolumeError::frame(&place, error.into()))?;
-        let index = Index::decode(&plain, self.block_bytes())
+        let index = Index::decode(&plain, footer.index_offset, self.block_bytes())
             .map_err(|error| VolumeError::frame(&place, error.into()))?;
         if index.generation != reference.generation || index.sequence != reference.sequence {
             return Err(VolumeError::frame(&place, SealError::Broken.into()));

@@ -138,6 +138,12 @@ impl Core {
         self.cut_wanted.notify_one();
     }
 
+    /// Data that no published manifest holds yet, bytes; zeros are not counted.
+    pub fn unpublished_bytes(&self) -> u64 {
+        let state = self.state();
+        state.active.data_bytes() + state.frozen.iter().map(|frozen| frozen.layer.data_bytes()).sum::<u64>()
+    }
+
     /// Returns once nothing more is acknowledged: why.
     pub async fn failed(&self) -> VolumeError {
         let mut failed = self.failed.subscribe();

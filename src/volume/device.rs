@@ -28,7 +28,17 @@ impl Device for Volume {
         let core = self.core();
         core.check_readable().map_err(answer)?;
         core.note_read(offset, length.into());
-        core.read(offset..offset + u64::from(length), At::Newest).await.map_err(answer)
+        let read = core.read(offset..offset + u64::from(length), At::Newest);
+        match core.settings.read_timeout {
+            None => read.await.map_err(answer),
+            Some(limit) => match tokio::time::timeout(limit, read).await {
+                Ok(result) => result.map_err(answer),
+                Err(_) => {
+                    tracing::warn!(offset, length, "a read timed out: the store does not answer");
+                    Err(DeviceError::Io)
+                }
+            },
+        }
     }
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {

@@ -36,7 +36,7 @@ pub enum Kind {
 pub enum VolumeError {
     /// The store's answer.
     #[error("{0}")]
-    Store(#[source] Arc<StoreError>),
+    Store(Arc<StoreError>),
     /// There is no volume of that name.
     #[error("there is no volume here: the object \"volume\" does not exist (s3bd init makes one)")]
     NoVolume,
@@ -171,7 +171,7 @@ pub enum VolumeError {
     },
     /// The log's own error.
     #[error("write-ahead log: {0}")]
-    Log(#[source] Arc<wal::WalError>),
+    Log(Arc<wal::WalError>),
     /// A log record opens to something that makes no sense.
     #[error("write-ahead log: the record at {lsn} of kind {kind} is damaged: {detail}")]
     LogRecord {

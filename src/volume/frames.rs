@@ -281,7 +281,7 @@ impl Frames {
             Some(plain) => plain,
             None => self.fetch_alone(&at.frame).await?,
         };
-        let page = Page::decode(&plain, at.level, at.first_key, self.bucket.block_bytes())
+        let page = Page::decode(&plain, at.map, at.level, at.first_key, self.bucket.block_bytes())
             .map_err(|error| VolumeError::frame(&at.frame, error.into()))?;
         Ok(Arc::new(page))
     }

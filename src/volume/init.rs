@@ -9,7 +9,7 @@ use super::{
 use crate::{
     format::{
         header::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, Header, Protection},
-        ids::{Epoch, Generation, LogId, LogPosition, Sequence, VolumeId},
+        ids::{Codec, Epoch, Generation, LogId, LogPosition, Sequence, VolumeId},
         manifest::{Manifest, Roots, Totals},
         names,
         slot::Argon2,
@@ -28,6 +28,8 @@ pub struct NewVolume<'a> {
     pub size_bytes: u64,
     /// Block size, bytes.
     pub block_bytes: u32,
+    /// How new frames are packed by default.
+    pub compression: Codec,
     /// What unlocks it.
     pub secret: &'a Secret,
     /// Cost of a password's derivation.
@@ -46,7 +48,13 @@ pub async fn init(env: &Env, new: &NewVolume<'_>) -> Result<Bucket, VolumeError>
         Secret::Password(_) | Secret::KeyFile(_) => Protection::Secret,
     };
     let now = env.clock.now_ms();
-    let header = Header { volume, block_bytes: new.block_bytes, protection, created_ms: now };
+    let header = Header {
+        volume,
+        block_bytes: new.block_bytes,
+        protection,
+        compression: new.compression,
+        created_ms: now,
+    };
     let malformed = |error| VolumeError::damaged(names::HEADER, error);
     let header_bytes = header.encode().map_err(malformed)?;
     let header_digest = digest(&header_bytes);

@@ -9,7 +9,10 @@ use bytes::Bytes;
 use wal::{AppendError, Appended, Lsn};
 
 use super::{error::VolumeError, payload::PayloadMemory, settings::Settings, waiters::Waiters};
-use crate::seal::{keys::Keys, log::LogSeal};
+use crate::{
+    format::ids::LogId,
+    seal::{keys::Keys, log::LogSeal},
+};
 
 /// Largest data of one record, bytes; larger writes are several records. Reading back a small piece of a record reads
 /// all of it, so not too large; 1 MiB is what most clients send at most.
@@ -19,20 +22,23 @@ pub const RECORD_BYTES_MAX: usize = 1 << 20;
 #[derive(Debug)]
 pub struct Opener {
     keys: Arc<Keys>,
+    log: LogId,
     seals: Mutex<HashMap<[u8; 32], Arc<LogSeal>>>,
 }
 
 impl Opener {
-    /// With the keys of the volume.
+    /// With the keys of the volume, for one log.
     #[must_use]
-    pub fn new(keys: Arc<Keys>) -> Self {
-        Self { keys, seals: Mutex::default() }
+    pub fn new(keys: Arc<Keys>, log: LogId) -> Self {
+        Self { keys, log, seals: Mutex::default() }
     }
 
     /// The plaintext of a record: head and data.
     pub fn open(&self, record: &wal::Record) -> Result<Bytes, VolumeError> {
         let mut seals = self.seals.lock().unwrap_or_else(PoisonError::into_inner);
-        let seal = seals.entry(record.tag).or_insert_with(|| Arc::new(LogSeal::new(&self.keys, &record.tag)));
+        let seal = seals
+            .entry(record.tag)
+            .or_insert_with(|| Arc::new(LogSeal::new(&self.keys, self.log, &record.tag)));
         let seal = Arc::clone(seal);
         drop(seals);
         let plain = seal.open(record.lsn.0, record.kind, &record.payload).map_err(|_| {
@@ -75,13 +81,13 @@ impl Log {
     #[must_use]
     pub fn start(
         log: wal::Log,
-        tag: &[u8; 32],
+        (id, tag): (LogId, &[u8; 32]),
         keys: Arc<Keys>,
         payloads: Arc<PayloadMemory>,
         settings: &Settings,
     ) -> Self {
         let waits = Arc::new(Waits::default());
-        let seal = SealRecords(LogSeal::new(&keys, tag));
+        let seal = SealRecords(LogSeal::new(&keys, id, tag));
         let on_progress = {
             let waits = Arc::clone(&waits);
             move |progress: &wal::Progress| {
@@ -102,7 +108,7 @@ impl Log {
         let progress = writer.progress();
         waits.appended.advance(progress.appended);
         waits.synced.advance(progress.synced);
-        Self { writer, opener: Opener::new(keys), waits }
+        Self { writer, opener: Opener::new(keys, id), waits }
     }
 
     /// Queues a record; never blocks.

@@ -1,7 +1,7 @@
 //! The engine: an open volume, from its log to its bucket.
 //!
 //! # Overview
-//! A write goes to the log and to the active layer in one step ([`write`]), and is answered when the log's file has it.
+//! A write goes to the log and to the active layer in one step ([`mod@write`]), and is answered when the log's file has it.
 //! The [`publish`]er closes layers as cuts, packs and uploads them, and publishes a manifest for each, in order; then the
 //! log is trimmed. A read ([`read`]) looks newest first: layers, deltas, trees; frames come from memory, the cache on
 //! disk, or the store ([`frames`]). [`open`] and [`claims`] say who may write; [`checkpoint`] turns deltas into pages.
@@ -23,6 +23,8 @@ pub mod device;
 pub mod env;
 pub mod error;
 pub mod frames;
+pub mod host;
+pub mod info;
 pub mod init;
 pub mod layer;
 pub mod local;
@@ -38,6 +40,7 @@ pub mod record;
 pub mod settings;
 pub mod state;
 pub mod waiters;
+pub mod walk;
 pub mod write;
 
 use std::sync::Arc;

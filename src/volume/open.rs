@@ -118,7 +118,7 @@ pub async fn open(
     let (log, scan) = wal::Log::open(Arc::clone(&local.wal), options, floor)?;
     let payloads = Arc::new(PayloadMemory::new(settings.unpublished_memory_bytes_max));
     let position = if plan.belongs { floor } else { log.next() };
-    let mut replay = Replay::new(&bucket, &payloads, newest.manifest.size_bytes, position);
+    let mut replay = Replay::new(&bucket, identity.log, &payloads, &newest.manifest, position);
     if plan.belongs {
         replay.run(log.records(floor))?;
     }
@@ -147,7 +147,8 @@ pub async fn open(
     };
     let cache = open_cache(&env, &local, &settings);
     let frames = Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, Some(cache));
-    let log = Log::start(log, &tag, Arc::clone(&bucket.keys), Arc::clone(&payloads), &settings);
+    let log =
+        Log::start(log, (identity.log, &tag), Arc::clone(&bucket.keys), Arc::clone(&payloads), &settings);
     let core = Core::new(env, bucket, settings, frames, Some(Arc::new(log)), payloads, state);
     let core = Arc::new(core);
     core.published.advance(position);
@@ -162,6 +163,26 @@ pub async fn open(
     let publisher = tokio::spawn(Publisher::new(Arc::clone(&core), start).run());
     let report = OpenReport { newest: newest.manifest, was_clean, replayed, discarded: plan.lost_records };
     Ok((Volume::new(core, Some(publisher), close, Some(local)), report))
+}
+
+/// What [`open`] would come upon, found without changing anything.
+pub async fn inspect(env: &Env, bucket: &Bucket, agreed: Agreed) -> Result<OpenReport, VolumeError> {
+    let local = open_local(env, bucket)?;
+    let Survey { newest, plan, was_clean, .. } = survey(env, bucket, &local, agreed).await?;
+    let mut replayed = Replayed::default();
+    if plan.belongs {
+        let floor = Lsn(newest.manifest.log.lsn);
+        let scan = wal::scan_above(&*local.wal, floor)?;
+        if let Some(damage) = scan.damage.clone().filter(|damage| damage.lost) {
+            return Err(wal::WalError::Corrupt(damage).into());
+        }
+        let payloads = PayloadMemory::new(0);
+        let mut replay = Replay::new(bucket, plan.identity.log, &payloads, &newest.manifest, floor);
+        replay.run(scan.records(floor))?;
+        replayed = replay.found;
+        replayed.torn = scan.torn.map(|torn| (torn.bytes_discarded, torn.why.to_string()));
+    }
+    Ok(OpenReport { newest: newest.manifest, was_clean, replayed, discarded: plan.lost_records })
 }
 
 /// Opens the newest epoch for reading. Claims nothing, and uses the cache on disk where no writer on this host has it.
@@ -315,7 +336,13 @@ async fn plan_log(
         return Ok(LogPlan { identity, belongs: true, lost_records: 0 });
     }
     let left_at = left_line_at(bucket, newest, &identity).await?;
-    let lost = count_above(bucket, local, left_at, newest.manifest.size_bytes)?;
+    let lost = match count_above(bucket, local, identity.log, left_at, newest.manifest.size_bytes) {
+        Err(error) if agreed.discard => {
+            tracing::warn!(%error, "the log cannot be read, and is given up");
+            Replayed::default()
+        }
+        lost => lost?,
+    };
     if lost.records > 0 && !agreed.discard {
         let generation = identity.tenures.last().map_or(Generation(0), |tenure| tenure.0);
         let folder = env.local.describe(bucket.header.volume);
@@ -355,11 +382,12 @@ async fn left_line_at(
 fn count_above(
     bucket: &Bucket,
     local: &Local,
+    log: LogId,
     from: Option<Lsn>,
     size_bytes: u64,
 ) -> Result<Replayed, VolumeError> {
     let scan = wal::scan(&*local.wal)?;
-    let opener = Opener::new(Arc::clone(&bucket.keys));
+    let opener = Opener::new(Arc::clone(&bucket.keys), log);
     let mut published = from.unwrap_or(Lsn(0));
     let mut above: Vec<(Lsn, u64)> = Vec::new();
     for found in scan.records(published) {
@@ -452,10 +480,10 @@ struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    fn new(bucket: &Bucket, payloads: &'a PayloadMemory, size_bytes: u64, start: Lsn) -> Self {
-        let opener = Opener::new(Arc::clone(&bucket.keys));
+    fn new(bucket: &Bucket, log: LogId, payloads: &'a PayloadMemory, newest: &Manifest, start: Lsn) -> Self {
+        let opener = Opener::new(Arc::clone(&bucket.keys), log);
         let (layer, found) = (Layer::default(), Replayed::default());
-        Self { opener, payloads, size_bytes, layer, found, end: start }
+        Self { opener, payloads, size_bytes: newest.size_bytes, layer, found, end: start }
     }
 
     fn run(&mut self, records: wal::Records) -> Result<(), VolumeError> {

@@ -92,6 +92,8 @@ pub fn decode(lsn: Lsn, kind: u8, plain: Bytes, volume_bytes: u64) -> Result<Log
     let within = |offset: u64, length: u64| {
         offset.checked_add(length).is_some_and(|end| end <= volume_bytes && length > 0)
     };
+    let exactly =
+        |length: usize| if plain.len() == length { Ok(()) } else { Err(damaged("of a wrong length")) };
     match kind {
         WRITE => {
             let (offset, time_ms) = (number(0)?, number(8)?);
@@ -102,18 +104,22 @@ pub fn decode(lsn: Lsn, kind: u8, plain: Bytes, volume_bytes: u64) -> Result<Log
             Ok(LogRecord::Write { offset, time_ms, data })
         }
         ZERO => {
+            exactly(24)?;
             let (offset, time_ms, length) = (number(0)?, number(8)?, number(16)?);
             if !within(offset, length) {
                 return Err(damaged("beyond the volume's end"));
             }
             Ok(LogRecord::Zero { offset, time_ms, length })
         }
-        PUBLISHED => Ok(LogRecord::Published {
-            generation: Generation(number(0)?),
-            epoch: Epoch(number(8)?),
-            lsn: Lsn(number(16)?),
-        }),
-        CLOSED => Ok(LogRecord::Closed),
+        PUBLISHED => {
+            exactly(24)?;
+            Ok(LogRecord::Published {
+                generation: Generation(number(0)?),
+                epoch: Epoch(number(8)?),
+                lsn: Lsn(number(16)?),
+            })
+        }
+        CLOSED => exactly(0).map(|()| LogRecord::Closed),
         _ => Err(damaged("of a kind that this s3bd does not know")),
     }
 }

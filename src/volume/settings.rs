@@ -38,6 +38,8 @@ pub struct Settings {
     pub checkpoint_objects: usize,
     /// or when the delta in memory has this many extents.
     pub checkpoint_extents: usize,
+    /// A client's read that takes longer is answered with an error; `None` waits.
+    pub read_timeout: Option<Duration>,
     /// Whether the log has a thread of its own.
     pub log_mode: wal::Mode,
 }
@@ -60,6 +62,7 @@ impl Default for Settings {
             checkpoint_objects: 64,
             // About 200 bytes each: 50 MB, while pages for as many random writes are a few thousand frames.
             checkpoint_extents: 250_000,
+            read_timeout: None,
             log_mode: wal::Mode::Thread,
         }
     }

@@ -10,7 +10,10 @@ use std::{
 };
 
 use s3bd::{
-    format::{ids::VolumeId, slot::Argon2},
+    format::{
+        ids::{Codec, VolumeId},
+        slot::Argon2,
+    },
     seal::slot::Secret,
     store::{Store, memory::Memory},
     volume::{
@@ -127,7 +130,9 @@ pub async fn make_with(store: &Memory, size_bytes: u64, block_bytes: u32) -> Buc
     let env = env(Arc::new(store.clone()), &Disks::new(), 1, "maker");
     let cost = Argon2 { memory_kib: 64, passes: 1, lanes: 1 };
     let secret = Secret::password("secret");
-    init(&env, &NewVolume { size_bytes, block_bytes, secret: &secret, cost }).await.unwrap()
+    init(&env, &NewVolume { size_bytes, block_bytes, compression: Codec::Zstd, secret: &secret, cost })
+        .await
+        .unwrap()
 }
 
 pub async fn unlock(env: &Env) -> Bucket {

@@ -78,7 +78,7 @@ async fn stormy(seed: u64) {
     };
     let mut session =
         Session::new(seed, Settings { cache_bytes_max: 0, memory_bytes_max: 0, ..settings() }).await;
-    session.rig.memory.set_create_honoured(seed % 2 == 0);
+    session.rig.memory.set_create_honoured(seed.is_multiple_of(2));
     session.rig.faulty.set_plan(plan);
     for step in 0..30 {
         session.write().await;

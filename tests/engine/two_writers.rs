@@ -69,6 +69,7 @@ struct World {
 }
 
 /// What a host did.
+#[allow(clippy::large_enum_variant, reason = "a few of them, in a test")]
 enum Done {
     Opened(Result<(Volume, OpenReport), VolumeError>),
     Synced(Result<(), VolumeError>),
@@ -222,11 +223,11 @@ async fn read_all(volume: &Volume, windows: &Windows) -> Option<Vec<u8>> {
 
 async fn history(seed: u64) {
     let memory = Memory::new();
-    memory.set_create_honoured(seed % 2 == 0);
+    memory.set_create_honoured(seed.is_multiple_of(2));
     make_with(&memory, SIZE, 512).await;
     let mut world = World::new(&memory, seed);
     for (host, line) in (0_u64..).zip(&world.hosts) {
-        let faults = if seed % 3 == 0 { 30 } else { 0 };
+        let faults = if seed.is_multiple_of(3) { 30 } else { 0 };
         let plan = SeededPlan {
             seed: seed * 31 + host,
             delay: 700,
@@ -317,7 +318,7 @@ async fn a_writer_that_slept_through_a_takeover_publishes_nothing_wherever_it_fe
 #[tokio::test(start_paused = true)]
 async fn of_hosts_that_open_a_closed_volume_at_once_one_publishes() {
     for seed in 0..40_u64 {
-        let (mut first, mut second, volume) = pair(seed % 2 == 0).await;
+        let (mut first, mut second, volume) = pair(seed.is_multiple_of(2)).await;
         volume.close().await.unwrap();
         drop(volume);
         for (host, line) in [&first, &second].into_iter().enumerate() {

@@ -49,7 +49,8 @@ impl Pages for Shelf {
         *self.loads.lock().unwrap() += 1;
         let bytes = self.pages.lock().unwrap()[at.frame.number as usize].clone();
         Ok(Arc::new(
-            Page::decode(&bytes, at.level, at.first_key, BLOCK_BYTES).expect("what was written is whole"),
+            Page::decode(&bytes, at.map, at.level, at.first_key, BLOCK_BYTES)
+                .expect("what was written is whole"),
         ))
     }
 }
@@ -165,7 +166,9 @@ fn apply(model: &mut Model, delta: &mut Delta, change: &Change, number: u32) {
     };
     let end = run.block + run.count;
     let gone: Vec<u64> = model.range(run.block..end).map(|(block, _)| *block).collect();
-    gone.iter().for_each(|block| drop(model.remove(block)));
+    gone.iter().for_each(|block| {
+        model.remove(block);
+    });
     let extent = Extent { block: run.block, count: run.count, target };
     if !matches!(change, Change::Hole(_)) {
         model.extend(places(&extent));

@@ -28,6 +28,8 @@ pub(crate) struct Memory {
     pub(crate) gate: Semaphore,
     /// While true, zero, trim and cache are refused as not supported.
     pub(crate) unsupported: AtomicBool,
+    /// While true, requests panic.
+    pub(crate) panics: AtomicBool,
     /// Requests that have begun, and that have ended.
     pub(crate) begun: AtomicUsize,
     pub(crate) ended: AtomicUsize,
@@ -47,6 +49,7 @@ impl Memory {
             waits: AtomicBool::new(false),
             gate: Semaphore::new(0),
             unsupported: AtomicBool::new(false),
+            panics: AtomicBool::new(false),
             begun: AtomicUsize::new(0),
             ended: AtomicUsize::new(0),
             flushes: AtomicUsize::new(0),
@@ -76,6 +79,7 @@ impl Memory {
         if self.waits.load(SeqCst) {
             self.gate.acquire().await.expect("open").forget();
         }
+        assert!(!self.panics.load(SeqCst), "told to");
         assert!(offset + length <= self.info.size_bytes, "the server checks the range");
         if offset < self.bad.end && self.bad.start < offset + length {
             return Err(DeviceError::Io);

@@ -19,6 +19,8 @@ use wal::{
 
 const SEGMENT_BYTES: u64 = 64 << 20;
 const LOG_BYTES_MAX: u64 = 1 << 30;
+/// Odd, for a median.
+const ROUNDS: usize = 9;
 
 #[derive(Default)]
 struct Watch {
@@ -42,10 +44,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn measure(disk: Arc<dyn Disk>) -> Result<(), Box<dyn std::error::Error>> {
-    let plain = plain(&*disk, 4096, 200_000, None)?;
-    let plain_synced = plain_synced_each(&*disk, 4096, 500)?;
     let options = Options { segment_bytes: SEGMENT_BYTES, log_bytes_max: LOG_BYTES_MAX, tag: [7; 32] };
-    let (log, _) = Log::open(disk, options, Lsn::ZERO)?;
+    let (log, _) = Log::open(Arc::clone(&disk), options.clone(), Lsn::ZERO)?;
     let watch = Arc::new(Watch::default());
     let told = Arc::clone(&watch);
     let on_progress = Box::new(move |progress: &Progress| {
@@ -53,96 +53,121 @@ fn measure(disk: Arc<dyn Disk>) -> Result<(), Box<dyn std::error::Error>> {
         told.changed.notify_all();
     });
     let writer = Writer::start(log, Box::new(PlainSeal), on_progress, Mode::Thread);
+    let log = Bench { writer: &writer, watch: &watch, disk: &*disk };
     for bytes in [512, 4096, 65536, 1 << 20] {
-        let count = (800 << 20) / bytes.max(4096) as u64;
-        let rate = appends(&writer, &watch, bytes, count, None);
-        report(&format!("append {bytes}, one sync at the end"), bytes, rate, plain);
+        let count = (64 << 20) / bytes.max(1024) as u64;
+        let what = format!("{bytes} bytes, one sync at the end");
+        log.compare(&what, bytes, count, 1, None)?;
     }
-    let rate = appends(&writer, &watch, 4096, 200_000, Some(64));
-    report("append 4096, sync asked for each 64th", 4096, rate, plain);
-    let rate = synced_by_threads(&writer, &watch, 1, 500);
-    report("append 4096 and wait for its sync, 1 thread", 4096, rate, plain_synced);
-    let rate = synced_by_threads(&writer, &watch, 32, 4000);
-    report("append 4096 and wait for its sync, 32 threads", 4096, rate, plain_synced);
+    log.compare("4096, each 64th asks (plain waits)", 4096, 6400, 1, Some(64))?;
+    log.compare("4096 bytes, each waits for its sync", 4096, 100, 1, Some(1))?;
+    log.compare("the same, 32 threads beside 1 plain", 4096, 320, 32, Some(1))?;
     writer.close()?;
-    Ok(())
+    reopen(disk, options, writer.progress().trimmed)
 }
 
-fn report(what: &str, bytes: usize, rate: f64, plain: f64) {
-    let mib = rate * bytes as f64 / f64::from(1 << 20);
-    println!("{what:48} {rate:10.0}/s {mib:8.1} MiB/s, {:5.2} times plain writes of 4096", rate / plain);
+struct Bench<'b> {
+    writer: &'b Writer,
+    watch: &'b Watch,
+    disk: &'b dyn Disk,
 }
 
-/// Writes blocks to one file, a sync at the end or after `each` so many; blocks per second.
-fn plain(disk: &dyn Disk, bytes: usize, count: u64, each: Option<u64>) -> std::io::Result<f64> {
-    let file = disk.create("plain", bytes as u64 * count)?;
-    let block = vec![3; bytes];
-    let start = Instant::now();
-    for number in 0..count {
-        file.write_at(&block, number * bytes as u64)?;
-        if each.is_some_and(|each| number % each == 0) {
-            file.sync_data()?;
+impl Bench<'_> {
+    /// Runs the log and plain writes by turns, so that whatever else the disk does hits both; prints both rates and the median ratio.
+    fn compare(
+        &self,
+        what: &str,
+        bytes: usize,
+        count: u64,
+        threads: u64,
+        each: Option<u64>,
+    ) -> std::io::Result<()> {
+        let mut rounds = Vec::new();
+        for _ in 0..ROUNDS {
+            let plain = self.plain(bytes, count, each)?;
+            let log = self.log(bytes, count, threads, each);
+            rounds.push((log / plain, log, plain));
         }
+        rounds.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (ratio, log, plain) = rounds[ROUNDS / 2];
+        let (least, most) = (rounds[0].0, rounds[ROUNDS - 1].0);
+        let mib = log * bytes as f64 / f64::from(1 << 20);
+        println!(
+            "{what:36} log {log:9.0}/s {mib:7.1} MiB/s, plain {plain:9.0}/s, ratio {ratio:.2} ({least:.2} to {most:.2})"
+        );
+        Ok(())
     }
-    file.sync_data()?;
-    let rate = count as f64 / start.elapsed().as_secs_f64();
-    disk.remove("plain")?;
-    println!("plain writes of {bytes}{} {rate:.0}/s", if each.is_some() { ", each synced," } else { "" });
-    Ok(rate)
-}
 
-fn plain_synced_each(disk: &dyn Disk, bytes: usize, count: u64) -> std::io::Result<f64> {
-    plain(disk, bytes, count, Some(1))
-}
-
-fn append(writer: &Writer, watch: &Watch, body: &Bytes) -> Lsn {
-    loop {
-        let seen = watch.progress.lock().unwrap().appended;
-        match writer.append(1, &[0; 24], body.clone()) {
-            Ok(appended) => return appended.end,
-            Err(AppendError::Full { .. }) => {
-                writer.trim(writer.progress().synced);
-                writer.request_sync(writer.progress().next);
-                if writer.progress().appended == seen {
-                    watch.wait_for(|progress| progress.appended > seen);
-                }
+    /// Writes to one allocated file, synced at the end and after `each` so many; writes per second.
+    fn plain(&self, bytes: usize, count: u64, each: Option<u64>) -> std::io::Result<f64> {
+        let file = self.disk.create("plain", bytes as u64 * count)?;
+        let block = vec![3; bytes];
+        let start = Instant::now();
+        for number in 0..count {
+            file.write_at(&block, number * bytes as u64)?;
+            if each.is_some_and(|each| number % each == 0) {
+                file.sync_data()?;
             }
-            Err(error) => panic!("{error}"),
         }
+        file.sync_data()?;
+        let rate = count as f64 / start.elapsed().as_secs_f64();
+        self.disk.remove("plain")?;
+        Ok(rate)
     }
-}
 
-fn appends(writer: &Writer, watch: &Watch, bytes: usize, count: u64, each: Option<u64>) -> f64 {
-    let body = Bytes::from(vec![5; bytes]);
-    let start = Instant::now();
-    let mut end = Lsn::ZERO;
-    for number in 0..count {
-        end = append(writer, watch, &body);
-        if each.is_some_and(|each| number % each == 0) {
-            writer.request_sync(end);
-        }
-        if number % 4096 == 0 {
-            writer.trim(writer.progress().synced);
-        }
+    /// The same through the log; with `each` 1 every append waits for its sync.
+    fn log(&self, bytes: usize, count: u64, threads: u64, each: Option<u64>) -> f64 {
+        let body = Bytes::from(vec![5; bytes]);
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| self.appends(&body, count / threads, each));
+            }
+        });
+        let rate = count as f64 / start.elapsed().as_secs_f64();
+        self.writer.trim(self.writer.progress().synced);
+        rate
     }
-    writer.request_sync(end);
-    watch.wait_for(|progress| progress.synced >= end);
-    count as f64 / start.elapsed().as_secs_f64()
-}
 
-fn synced_by_threads(writer: &Writer, watch: &Watch, threads: u64, count: u64) -> f64 {
-    let body = Bytes::from(vec![5; 4096]);
-    let start = Instant::now();
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                for _ in 0..count / threads {
-                    let end = append(writer, watch, &body);
-                    writer.request_sync(end);
-                    watch.wait_for(|progress| progress.synced >= end);
+    fn appends(&self, body: &Bytes, count: u64, each: Option<u64>) {
+        let mut end = Lsn::ZERO;
+        for number in 0..count {
+            end = self.append(body);
+            if each.is_some_and(|each| number % each == 0) {
+                self.writer.request_sync(end);
+            }
+            if each == Some(1) {
+                self.watch.wait_for(|progress| progress.synced >= end);
+            }
+        }
+        self.writer.request_sync(end);
+        self.watch.wait_for(|progress| progress.synced >= end);
+    }
+
+    fn append(&self, body: &Bytes) -> Lsn {
+        loop {
+            let seen = self.watch.progress.lock().unwrap().appended;
+            match self.writer.append(1, &[0; 24], body.clone()) {
+                Ok(appended) => return appended.end,
+                // The queue is full: there is room for all of a round in the log.
+                Err(AppendError::Full { .. }) => {
+                    let next = self.writer.progress().next;
+                    self.watch.wait_for(|progress| progress.appended > seen || progress.appended == next);
                 }
-            });
+                Err(error) => panic!("{error}"),
+            }
         }
-    });
-    count as f64 / start.elapsed().as_secs_f64()
+    }
+}
+
+/// Opens what was closed, and replays it.
+fn reopen(disk: Arc<dyn Disk>, options: Options, floor: Lsn) -> Result<(), Box<dyn std::error::Error>> {
+    let start = Instant::now();
+    let (log, scan) = Log::open(disk, options, floor)?;
+    let opened = start.elapsed();
+    let records = log.records(floor).count();
+    let replayed = start.elapsed() - opened;
+    let mib = scan.bytes >> 20;
+    println!("open: {mib} MiB scanned in {opened:.1?}; {records} records replayed in {replayed:.1?}");
+    Ok(())
 }

@@ -60,6 +60,12 @@ pub enum WalError {
         /// How far the log has been written.
         appended: Lsn,
     },
+    /// There are no LSNs left above this one.
+    #[error("no log can begin above {start}: there are no positions left")]
+    Exhausted {
+        /// Where it would have to begin.
+        start: Lsn,
+    },
     /// Options that no log can have.
     #[error(
         "log segments of {segment_bytes} bytes and a log of {log_bytes_max} bytes cannot be: a segment is a multiple of 4096 bytes, at most 1 TiB, and the log has room for two"
@@ -88,7 +94,10 @@ impl WalError {
         match self {
             Self::Corrupt(_) => ErrorKind::Corrupt,
             Self::DiskFull { .. } => ErrorKind::Full,
-            Self::Trimmed { .. } | Self::NotWritten { .. } | Self::Options { .. } => ErrorKind::Invalid,
+            Self::Trimmed { .. }
+            | Self::NotWritten { .. }
+            | Self::Options { .. }
+            | Self::Exhausted { .. } => ErrorKind::Invalid,
             Self::Io { .. } | Self::Panicked => ErrorKind::Io,
             Self::Poisoned(cause) => cause.kind(),
             Self::Closed => ErrorKind::Closed,

@@ -24,6 +24,8 @@ use crate::{
     segment::{Found, is_spare_name},
 };
 
+/// Positions that must be left for a log to begin: more than any writes before it is opened again.
+const LSN_ROOM_BYTES: u64 = 1 << 60;
 /// Bytes written again at once.
 const REWRITE_BYTES: u64 = 1 << 20;
 
@@ -35,12 +37,13 @@ pub(crate) fn open(
     options.check()?;
     let scan = scan_above(&*disk, start_at_least)?;
     refuse(&scan, start_at_least)?;
+    let first = first_lsn(&scan, start_at_least, options.segment_bytes)?;
     harden(&*disk, &scan)?;
     remove_spares(&*disk)?;
     let (older, empty) = sort(&scan);
     let header = SegmentHeader {
         segment_bytes: options.segment_bytes,
-        first: first_lsn(&scan, start_at_least, options.segment_bytes),
+        first,
         previous_end: scan.reached,
         trimmed: start_at_least.max(scan.trimmed),
         tag: options.tag,
@@ -137,11 +140,14 @@ fn records_end_before(next: &Found) -> Lsn {
 }
 
 /// The first LSN of a new segment: above all that was ever given out.
-fn first_lsn(scan: &Scan, start_at_least: Lsn, segment_bytes: u64) -> Lsn {
+fn first_lsn(scan: &Scan, start_at_least: Lsn, segment_bytes: u64) -> Result<Lsn, WalError> {
     let used = scan.found.iter().map(Found::range_end).max().unwrap_or_default();
     let least = used.max(scan.end).max(start_at_least).max(scan.trimmed);
-    let next = least.round_up(segment_bytes);
+    let first = least.round_up(segment_bytes);
+    if first.0.checked_add(LSN_ROOM_BYTES).is_none() {
+        return Err(WalError::Exhausted { start: least });
+    }
     // All that was found is below: the new header is the last.
-    assert!(next >= used && next >= scan.end);
-    next
+    assert!(first >= least);
+    Ok(first)
 }

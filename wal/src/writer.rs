@@ -24,6 +24,7 @@
 //! taken up again after [`Writer::trim`], [`Writer::request_sync`] or [`Writer::retry`].
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
 };
@@ -240,7 +241,7 @@ impl Writer {
     pub fn request_sync(&self, upto: Lsn) {
         let mut state = self.shared.lock();
         let upto = upto.min(state.progress.next);
-        if state.progress.poisoned.is_some() || upto <= state.orders.sync_upto.max(state.progress.synced) {
+        if !state.is_able() || upto <= state.orders.sync_upto.max(state.progress.synced) {
             return;
         }
         state.orders.sync_upto = upto;
@@ -252,7 +253,7 @@ impl Writer {
     pub fn trim(&self, upto: Lsn) {
         let mut state = self.shared.lock();
         let upto = upto.min(state.progress.next);
-        if state.progress.poisoned.is_some() || upto <= state.orders.trim_upto.max(state.progress.trimmed) {
+        if !state.is_able() || upto <= state.orders.trim_upto.max(state.progress.trimmed) {
             return;
         }
         state.orders.trim_upto = upto;
@@ -263,8 +264,10 @@ impl Writer {
     /// Tries again to find room on a full disk.
     pub fn retry(&self) {
         let mut state = self.shared.lock();
-        state.orders.poke = true;
-        self.go(state);
+        if state.is_able() {
+            state.orders.poke = true;
+            self.go(state);
+        }
     }
 
     /// How far the log has come.
@@ -395,6 +398,11 @@ impl Shared {
 }
 
 impl State {
+    /// Whether anything will still be done.
+    fn is_able(&self) -> bool {
+        !self.closed && self.progress.poisoned.is_none()
+    }
+
     fn has_work(&self) -> bool {
         let orders = &self.orders;
         orders.poke || orders.abandon || (!orders.queue.is_empty() && !self.progress.disk_full)
@@ -496,7 +504,9 @@ impl Drop for PanicGuard {
             state.orders.queue.clear();
             let progress = state.progress.clone();
             drop(state);
-            (self.0.on_progress)(&progress);
+            // It may be what panicked; to panic again would abort the process.
+            let tell = AssertUnwindSafe(|| (self.0.on_progress)(&progress));
+            let _ = std::panic::catch_unwind(tell);
         }
     }
 }

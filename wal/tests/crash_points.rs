@@ -82,15 +82,13 @@ fn death_while_opening_again_and_again_loses_nothing_that_was_synced() {
     let (start, before) = earlier();
     for seed in 0..40 {
         let (mut disk, mut model) = (start.snapshot(), before.clone());
-        let mut tag = 2;
-        for point in 1.. {
+        for (tag, point) in (2..).zip(1..) {
             disk.die_at(disk.operations() + point);
             let opened = open_log(&disk, tag, model.trimmed);
             if opened.is_ok() && !disk.is_dead() {
                 break;
             }
             disk = disk.crash(seed * 1000 + point);
-            tag += 1;
         }
         let disk = disk.crash(seed);
         model.reopen(&disk, 200);

@@ -49,16 +49,15 @@ impl Watched {
     }
 }
 
-fn both(name: &str, test: impl Fn(Mode)) {
+fn both(test: impl Fn(Mode)) {
     for mode in [Mode::Inline, Mode::Thread] {
-        eprintln!("{name}: {mode:?}");
         test(mode);
     }
 }
 
 #[test]
 fn what_was_synced_is_read_back_now_and_after_a_restart() {
-    both("read back", |mode| {
+    both(|mode| {
         let disk = SimDisk::new();
         let watched = Watched::start(open_log(&disk, 1, Lsn(0)).unwrap().0, mode);
         let places: Vec<_> = (0..40).map(|number| put(&watched.writer, number, 300)).collect();
@@ -134,7 +133,7 @@ fn nothing_is_synced_twice() {
 
 #[test]
 fn a_full_log_goes_on_after_a_trim() {
-    both("full log", |mode| {
+    both(|mode| {
         let disk = SimDisk::new();
         let watched = Watched::start(open_log(&disk, 1, Lsn(0)).unwrap().0, mode);
         let mut ends = Vec::new();
@@ -178,7 +177,7 @@ fn a_log_that_goes_round_for_long_never_grows() {
 
 #[test]
 fn a_full_disk_keeps_what_waits_and_resumes() {
-    both("full disk", |mode| {
+    both(|mode| {
         let disk = SimDisk::new();
         let watched = Watched::start(open_log(&disk, 1, Lsn(0)).unwrap().0, mode);
         disk.set_capacity(Some(SEGMENT_BYTES));
@@ -205,6 +204,86 @@ fn a_full_disk_keeps_what_waits_and_resumes() {
 }
 
 #[test]
+fn opening_on_a_full_disk_says_so_and_loses_nothing() {
+    let disk = SimDisk::new();
+    let writer = support::open(&disk, 1, Lsn(0)).unwrap();
+    let end = put(&writer, 0, 500).end;
+    drop(writer);
+    disk.set_capacity(Some(2 * SEGMENT_BYTES - 1));
+    let error = open_log(&disk, 2, Lsn(0)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Full);
+    assert_eq!(scan(&disk).unwrap().end, end);
+    disk.set_capacity(None);
+    assert_eq!(open_log(&disk, 2, Lsn(0)).unwrap().1.records, 1);
+}
+
+#[test]
+fn a_log_that_has_no_positions_left_is_refused() {
+    let error = open_log(&SimDisk::new(), 1, Lsn(u64::MAX - 5000)).unwrap_err();
+    assert!(matches!(error, WalError::Exhausted { .. }), "{error}");
+}
+
+#[test]
+fn a_large_trim_leaves_few_spares() {
+    let disk = SimDisk::new();
+    let writer = support::open(&disk, 1, Lsn(0)).unwrap();
+    let end = (0..14).map(|number| put(&writer, number, 1000).end).last().unwrap();
+    assert!(support::segments(&disk).len() >= 6);
+    writer.trim(end);
+    assert_eq!((support::segments(&disk).len(), disk.list().unwrap().len()), (1, 3));
+}
+
+#[test]
+fn a_queue_that_the_disk_does_not_drain_is_bounded() {
+    let disk = SimDisk::new();
+    let options = Options { segment_bytes: 4 << 20, log_bytes_max: 1 << 30, tag: [1; 32] };
+    let (log, _) = Log::open(Arc::new(disk), options, Lsn(0)).unwrap();
+    // The log thread stands still while this is held.
+    let gate = Arc::new(Mutex::new(()));
+    let inner = Arc::clone(&gate);
+    let on_progress = Box::new(move |_: &Progress| drop(inner.lock().unwrap()));
+    let writer = Writer::start(log, Box::new(PlainSeal), on_progress, Mode::Thread);
+    let held = gate.lock().unwrap();
+    let body = Bytes::from(vec![1; 1 << 20]);
+    let mut taken = 0;
+    let full = loop {
+        match writer.append(1, &[], body.clone()) {
+            Ok(_) => taken += 1,
+            Err(error) => break error,
+        }
+    };
+    // One batch may be on its way.
+    assert!((31..=40).contains(&taken), "{taken}");
+    assert!(matches!(full, AppendError::Full { limit: wal::QUEUE_BYTES_MAX, .. }), "{full}");
+    drop(held);
+    writer.close().unwrap();
+    assert_eq!(writer.progress().synced, writer.progress().next);
+}
+
+#[test]
+fn a_log_thread_that_panics_poisons() {
+    struct Broken;
+    impl Seal for Broken {
+        fn overhead(&self) -> usize {
+            4
+        }
+        fn seal(&mut self, _: Lsn, _: u8, _: &[u8], _: &[u8], _: &mut Vec<u8>) {}
+    }
+    let watch = Arc::new(Watch::default());
+    let told = Arc::clone(&watch);
+    let on_progress = Box::new(move |progress: &Progress| {
+        *told.progress.lock().unwrap() = progress.clone();
+        told.changed.notify_all();
+    });
+    let log = open_log(&SimDisk::new(), 1, Lsn(0)).unwrap().0;
+    let watched = Watched { writer: Writer::start(log, Box::new(Broken), on_progress, Mode::Thread), watch };
+    watched.writer.append(1, &[], Bytes::new()).unwrap();
+    watched.wait_for(|progress| progress.poisoned.is_some());
+    assert!(matches!(watched.writer.append(1, &[], Bytes::new()), Err(AppendError::Poisoned(_))));
+    assert!(matches!(watched.writer.close(), Err(WalError::Panicked)));
+}
+
+#[test]
 fn closing_on_a_full_disk_says_so() {
     let disk = SimDisk::new();
     let writer = support::open(&disk, 1, Lsn(0)).unwrap();
@@ -216,7 +295,7 @@ fn closing_on_a_full_disk_says_so() {
 
 #[test]
 fn a_failed_sync_poisons_for_ever() {
-    both("failed sync", |mode| {
+    both(|mode| {
         let disk = SimDisk::new();
         let watched = Watched::start(open_log(&disk, 1, Lsn(0)).unwrap().0, mode);
         let good = put(&watched.writer, 1, 100).end;
@@ -290,13 +369,18 @@ fn a_record_too_large_for_a_segment_is_refused_and_the_largest_is_not() {
 
 #[test]
 fn closed_means_closed() {
-    let disk = SimDisk::new();
-    let watched = Watched::start(open_log(&disk, 1, Lsn(0)).unwrap().0, Mode::Thread);
-    watched.writer.close().unwrap();
-    assert!(matches!(watched.writer.close(), Err(WalError::Closed)));
-    assert!(matches!(watched.writer.append(1, &[], Bytes::new()), Err(AppendError::Closed)));
-    watched.writer.request_sync(Lsn(u64::MAX));
-    watched.writer.trim(Lsn(u64::MAX));
+    both(|mode| {
+        let disk = SimDisk::new();
+        let watched = Watched::start(open_log(&disk, 1, Lsn(0)).unwrap().0, mode);
+        watched.writer.close().unwrap();
+        let before = disk.counts();
+        assert!(matches!(watched.writer.close(), Err(WalError::Closed)));
+        assert!(matches!(watched.writer.append(1, &[], Bytes::new()), Err(AppendError::Closed)));
+        watched.writer.request_sync(Lsn(u64::MAX));
+        watched.writer.trim(Lsn(u64::MAX));
+        watched.writer.retry();
+        assert_eq!(disk.counts(), before);
+    });
 }
 
 #[test]
@@ -348,7 +432,7 @@ fn payloads_reach_the_disk_sealed() {
 
 #[test]
 fn progress_may_be_answered_with_more_work() {
-    both("reentrant", |mode| {
+    both(|mode| {
         let disk = SimDisk::new();
         let slot: Arc<Mutex<Option<std::sync::Weak<Writer>>>> = Arc::default();
         let seen = Arc::clone(&slot);

@@ -84,7 +84,8 @@ impl Disk for Folder {
         let place = self.place(name)?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(&place)?;
         if let Err(error) = allocate(&file, allocate_bytes) {
-            std::fs::remove_file(&place)?;
+            // Why there is no room says more than why an empty file stays.
+            let _ = std::fs::remove_file(&place);
             return Err(error);
         }
         Ok(Arc::new(RealFile { file }))

@@ -51,11 +51,11 @@ pub(crate) fn segments(disk: &SimDisk) -> Vec<String> {
 
 /// The name of the segment file that holds this LSN.
 pub(crate) fn segment_of(disk: &SimDisk, lsn: Lsn) -> (String, u64) {
-    let firsts = segments(disk).into_iter().filter_map(|name| {
+    let mut firsts = segments(disk).into_iter().filter_map(|name| {
         let first = u64::from_str_radix(name.strip_suffix(".wal")?, 16).ok()?;
         Some((name, first))
     });
-    let (name, first) = firsts.filter(|(_, first)| *first <= lsn.0).last().unwrap();
+    let (name, first) = firsts.rfind(|(_, first)| *first <= lsn.0).unwrap();
     (name, lsn.0 - first)
 }
 

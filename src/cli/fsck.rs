@@ -1,0 +1,176 @@
+//! `s3bd fsck`: checks a volume in its bucket, with the exit codes of fsck(8).
+
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{exit, say, secret::SecretArgs, size::show_size, target::Target, tell};
+use crate::{
+    fsck::{Finding, Level, Options, Progress, Report, Sample, Severity, Stage, check_store},
+    volume::{bucket::Bucket, error::VolumeError},
+};
+
+/// Errors were left uncorrected (fsck(8)).
+const ERRORS_LEFT: u8 = 4;
+/// The check itself could not be made (fsck(8)).
+const OPERATIONAL: u8 = 8;
+/// Wrong usage (fsck(8)).
+pub(super) const USAGE: u8 = 16;
+
+/// Check a volume in its bucket.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 nothing is wrong, 4 damage was found, 8 the check could not be made, 16 wrong usage."
+)]
+pub(super) struct Fsck {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    secret: SecretArgs,
+    /// Only what is small: header, keys, claims, manifests, and the pages of the maps.
+    #[arg(long, conflicts_with = "read_data")]
+    quick: bool,
+    /// Read, decrypt and unpack the data too: all of it, or a random sample such as 5%.
+    #[arg(long, value_name = "PERCENT", num_args = 0..=1, default_missing_value = "100%", require_equals = true, value_parser = parse_percent)]
+    read_data: Option<f64>,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let number: Option<f64> = text.strip_suffix('%').unwrap_or(text).trim().parse().ok();
+    number
+        .filter(|percent| *percent > 0.0 && *percent <= 100.0)
+        .ok_or_else(|| "write a percentage such as 5%".to_owned())
+}
+
+impl Fsck {
+    pub(super) async fn run(self) -> anyhow::Result<u8> {
+        match self.check().await {
+            Ok(report) => {
+                self.say(&report)?;
+                Ok(if report.is_sound() { exit::DONE } else { ERRORS_LEFT })
+            }
+            Err(error) => {
+                tell(format!("{error:#}"));
+                let usage =
+                    error.downcast_ref::<exit::CliError>().is_some_and(|error| error.code == exit::USAGE);
+                Ok(if usage { USAGE } else { OPERATIONAL })
+            }
+        }
+    }
+
+    async fn check(&self) -> anyhow::Result<Report> {
+        let name = self.target.name();
+        let env = self.target.outside().await?.env;
+        let secret = match Bucket::header(&*env.store).await {
+            Ok((header, _)) => self.secret.obtain(&name, header.protection).await?,
+            // A finding of the check itself: any secret will do.
+            Err(VolumeError::Damaged { .. } | VolumeError::NoVolume) => crate::seal::slot::Secret::Nothing,
+            Err(error) => return Err(error).context(name),
+        };
+        let level = match self.read_data {
+            Some(percent) => Level::ReadData(Sample { percent, seed: seed(&env) }),
+            None if self.quick => Level::Quick,
+            None => Level::Default,
+        };
+        let options = Options { level, ..Options::default() };
+        let bar = Bar::new();
+        let report = check_store(env.store, &secret, &options, &bar).await;
+        bar.0.finish_and_clear();
+        report.context(name)
+    }
+
+    fn say(&self, report: &Report) -> anyhow::Result<()> {
+        if self.json {
+            say(serde_json::to_string_pretty(report)?);
+            return Ok(());
+        }
+        let name = self.target.name();
+        for finding in &report.findings {
+            say_finding(&name, finding);
+        }
+        let omitted = report.omitted;
+        if omitted.errors + omitted.warnings + omitted.notes > 0 {
+            say(format_args!(
+                "{name}: and {} more errors, {} warnings, {} notes",
+                omitted.errors, omitted.warnings, omitted.notes
+            ));
+        }
+        say(format_args!("{name}: {}", summary(report)));
+        Ok(())
+    }
+}
+
+fn say_finding(name: &str, finding: &Finding) {
+    match finding.severity() {
+        Severity::Note => tracing::info!("{name}: {finding}"),
+        severity => say(format_args!("{name}: {severity}: {finding}")),
+    }
+}
+
+fn summary(report: &Report) -> String {
+    let counts = &report.counts;
+    let mut text = match (report.epoch, report.generation) {
+        (Some(epoch), Some(generation)) => format!("epoch {epoch} of generation {generation}: "),
+        _ => String::new(),
+    };
+    text += &format!(
+        "{} manifests, {} pages, {} objects ({})",
+        counts.manifests,
+        counts.pages,
+        counts.objects,
+        show_size(counts.object_bytes)
+    );
+    if counts.frames > 0 {
+        text += &format!(", {} frames read ({})", counts.frames, show_size(counts.frame_bytes));
+    }
+    if counts.strays > 0 {
+        text += &format!(
+            "; {} objects ({}) that nothing refers to",
+            counts.strays,
+            show_size(counts.stray_bytes)
+        );
+    }
+    text + if report.is_sound() { ": clean" } else { ": DAMAGED" }
+}
+
+fn seed(env: &crate::volume::env::Env) -> u64 {
+    u64::from_le_bytes(crate::volume::env::random_bytes(&*env.random))
+}
+
+/// A bar on a terminal; nothing elsewhere.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Self(bar)
+    }
+}
+
+impl Progress for Bar {
+    fn begin(&self, stage: Stage, total: Option<u64>) {
+        let template = match total {
+            Some(_) => "{prefix} [{bar:30}] {human_pos}/{human_len}, {per_sec}, {eta} left",
+            None => "{prefix} {spinner} {human_pos}, {per_sec}",
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.0.set_style(style);
+        }
+        self.0.reset();
+        self.0.set_prefix(stage.title());
+        match total {
+            Some(total) => self.0.set_length(total),
+            None => self.0.unset_length(),
+        }
+    }
+
+    fn advance(&self, units: u64) {
+        self.0.inc(units);
+    }
+}

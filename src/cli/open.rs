@@ -1,0 +1,223 @@
+//! `s3bd open`: serves a volume.
+
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+
+use super::{
+    exit,
+    init::{self, CompressionArg},
+    progress::{describe_replay, show_upload},
+    say,
+    secret::SecretArgs,
+    serve::{Addresses, Signals, bind, describe, serve},
+    size::{parse_duration, parse_size, parse_size_or_none, show_size},
+    target::Target,
+    tell,
+};
+use crate::{
+    nbd::{Device, Export},
+    seal::frame::Compression,
+    volume::{
+        Volume,
+        bucket::Bucket,
+        error::VolumeError,
+        open::{Agreed, open, open_read_only},
+        settings::{Durability, Settings},
+    },
+};
+
+/// The registered port of NBD (IANA).
+const PORT: u16 = 10809;
+
+/// Serve a volume over NBD.
+#[derive(Debug, Args)]
+pub(super) struct Open {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    secret: SecretArgs,
+    /// TCP port to listen on [default: 10809, unless --unix is given]; 0 takes a free one.
+    #[arg(short, long, help_heading = "Serving")]
+    port: Option<u16>,
+    /// Address to listen on. NBD knows no password: whoever reaches it reads and writes the volume.
+    #[arg(long, default_value = "127.0.0.1", help_heading = "Serving")]
+    bind: IpAddr,
+    /// Unix socket to listen on.
+    #[arg(long, value_name = "PATH", help_heading = "Serving")]
+    unix: Option<PathBuf>,
+    /// Make the volume with this size if it does not exist.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    create: Option<u64>,
+    /// Serve the newest epoch without claiming the volume; works while another host has it open.
+    #[arg(long, conflicts_with_all = ["create", "takeover"])]
+    read_only: bool,
+    /// Take the volume from a host that has not closed it. What that host has not published stays in its log alone.
+    #[arg(long)]
+    takeover: bool,
+    /// Go on although the bucket holds an older state than this host has seen.
+    #[arg(long)]
+    accept_rollback: bool,
+    #[command(flatten)]
+    tuning: Tuning,
+}
+
+/// Bounds, and what is traded for what.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Tuning")]
+struct Tuning {
+    /// When a flush is answered: when the data is on the local disk, or when it is in the bucket.
+    #[arg(long, value_enum, default_value = "local")]
+    durability: DurabilityArg,
+    /// How new data is compressed [default: as the volume was made].
+    #[arg(long, value_enum)]
+    compression: Option<CompressionArg>,
+    /// Upload what is this old, if not before. Each upload is three requests.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
+    commit_interval: Duration,
+    /// Size of the cache on disk; 0 for none.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_or_none, default_value = "10G")]
+    cache_size: u64,
+    /// Size of the log on disk: what may wait for upload. Writes wait when it is full.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "4G")]
+    wal_size: u64,
+    /// Memory for unpacked data; as much as half of it again holds what waits for upload.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256M")]
+    memory_size: u64,
+    /// Answer a read with an I/O error when the store does not answer for this long [default: wait].
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    read_timeout: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DurabilityArg {
+    Local,
+    Remote,
+}
+
+/// A log of less than this leaves no room for a segment being written and one being uploaded.
+const WAL_BYTES_MIN: u64 = 64 << 20;
+/// Less memory than this holds too few frames for one large request.
+const MEMORY_BYTES_MIN: u64 = 16 << 20;
+
+impl Tuning {
+    fn settings(&self) -> anyhow::Result<Settings> {
+        let least = |name: &str, given: u64, least: u64| {
+            let text = format!("{name} of {} is too small: at least {}", show_size(given), show_size(least));
+            if given < least { Err(exit::usage(text)) } else { Ok(given) }
+        };
+        Ok(Settings {
+            durability: match self.durability {
+                DurabilityArg::Local => Durability::Local,
+                DurabilityArg::Remote => Durability::Remote,
+            },
+            commit_interval: self.commit_interval,
+            wal_bytes_max: least("--wal-size", self.wal_size, WAL_BYTES_MIN)?,
+            cache_bytes_max: self.cache_size,
+            memory_bytes_max: least("--memory-size", self.memory_size, MEMORY_BYTES_MIN)?,
+            unpublished_memory_bytes_max: self.memory_size / 2,
+            read_timeout: self.read_timeout,
+            ..Settings::default()
+        })
+    }
+}
+
+impl Open {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let settings = self.tuning.settings()?;
+        let outside = self.target.outside().await?;
+        let tcp = (self.unix.is_none() || self.port.is_some())
+            .then(|| (self.bind, self.port.unwrap_or(PORT)).into());
+        let listeners = bind(&Addresses { tcp, unix: self.unix.clone() }).await?;
+        if let Some(size) = self.create {
+            self.create(&outside.env, size).await?;
+        }
+        let bucket = self.target.unlock_in(&outside.env, &self.secret).await?;
+        let codec = self.tuning.compression.map_or(bucket.header.compression, CompressionArg::codec);
+        let settings = Settings { compression: Compression::of(codec), ..settings };
+        let mut signals = Signals::catch()?;
+        let volume = Arc::new(self.open_volume(outside.env, bucket, settings).await?);
+        let export = Export {
+            name: self.target.volume().to_owned(),
+            description: self.target.name(),
+            device: Arc::clone(&volume) as Arc<dyn Device>,
+        };
+        let size = show_size(volume.info().size_bytes);
+        for address in describe(&listeners, self.unix.as_ref(), self.target.volume()) {
+            say(format_args!("{}: {size}, served at {address}", self.target.name()));
+        }
+        let failed = watch_for_failure(&volume);
+        serve(export, listeners, &mut signals).await;
+        failed.abort();
+        let closed = close(&volume, &mut signals, &self.target.name()).await;
+        tracing::info!(requests = ?outside.opened.meter(), "requests made of the store");
+        closed
+    }
+
+    async fn create(&self, env: &crate::volume::env::Env, size: u64) -> anyhow::Result<()> {
+        match Bucket::header(&*env.store).await {
+            Ok(_) => Ok(()),
+            Err(VolumeError::NoVolume) => {
+                let compression = self.tuning.compression.unwrap_or_default();
+                init::make(&self.target, env, size, init::BLOCK_BYTES, compression, &self.secret).await
+            }
+            Err(error) => Err(error).with_context(|| self.target.name()),
+        }
+    }
+
+    async fn open_volume(
+        &self,
+        env: crate::volume::env::Env,
+        bucket: Bucket,
+        settings: Settings,
+    ) -> anyhow::Result<Volume> {
+        if self.read_only {
+            return open_read_only(env, bucket, settings).await.with_context(|| self.target.name());
+        }
+        let agreed = Agreed { takeover: self.takeover, rollback: self.accept_rollback, discard: false };
+        let (volume, report) =
+            open(env, bucket, settings, agreed).await.with_context(|| self.target.name())?;
+        if !report.was_clean {
+            tell(format_args!(
+                "{} was not closed; {}",
+                self.target.name(),
+                describe_replay(&report.replayed)
+            ));
+        }
+        Ok(volume)
+    }
+}
+
+/// Says it at once when the volume can serve no more, and not only when somebody stops the server.
+fn watch_for_failure(volume: &Arc<Volume>) -> tokio::task::JoinHandle<()> {
+    let core = Arc::clone(volume.core());
+    tokio::spawn(async move {
+        let error = core.failed().await;
+        tell(format_args!("{error}; every request is answered with an error from now on"));
+    })
+}
+
+/// Uploads the rest and closes; a second signal leaves at once.
+pub(super) async fn close(volume: &Volume, signals: &mut Signals, name: &str) -> anyhow::Result<()> {
+    let core = Arc::clone(volume.core());
+    let closed = async {
+        tokio::select! {
+            result = volume.close() => Some(result),
+            () = signals.next() => None,
+        }
+    };
+    let result = tokio::select! {
+        result = closed => result,
+        () = show_upload(Arc::clone(&core), "uploading") => None,
+    };
+    match result {
+        Some(result) => result.with_context(|| name.to_owned()),
+        None => {
+            let left = show_size(core.unpublished_bytes());
+            let text =
+                format!("left at once: {left} are in the local log only, and are uploaded at the next open");
+            Err(anyhow::anyhow!(text).context(name.to_owned()))
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! A progress bar on a terminal while unpublished data is uploaded.
+
+use std::{sync::Arc, time::Duration};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::size::show_size;
+use crate::volume::core::Core;
+
+/// Shows how much of `core`'s unpublished data is uploaded, until the future is dropped. Nothing where standard error is
+/// no terminal.
+pub(super) async fn show_upload(core: Arc<Core>, what: &str) {
+    let total = core.unpublished_bytes();
+    let bar = ProgressBar::with_draw_target(Some(total.max(1)), ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template(
+        "{prefix} [{bar:30}] {binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}, {eta} left",
+    );
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar.set_prefix(what.to_owned());
+    let bar = Clearing(bar);
+    loop {
+        let left = core.unpublished_bytes();
+        if left > total {
+            bar.0.set_length(left);
+        }
+        bar.0.set_position(total.saturating_sub(left));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+struct Clearing(ProgressBar);
+
+impl Drop for Clearing {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// What a volume held in its log, in words.
+pub(super) fn describe_replay(replayed: &crate::volume::open::Replayed) -> String {
+    let mut text = match replayed.times_ms {
+        None => "the local log held nothing that was not in the bucket".to_owned(),
+        Some((first, last)) => format!(
+            "the local log held {} writes ({}) that were not in the bucket, from {} to {}",
+            replayed.records,
+            show_size(replayed.bytes),
+            crate::volume::format_time(first),
+            crate::volume::format_time(last),
+        ),
+    };
+    if let Some((bytes, why)) = &replayed.torn {
+        text += &format!(
+            "; {bytes} bytes at its end were torn off ({why}): they were being written when the power went, and no flush \
+             had been answered for them"
+        );
+    }
+    text
+}

@@ -1,0 +1,66 @@
+//! Listening and signals: what `s3bd open` does between opening and closing.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::exit::{CliError, IN_USE};
+use crate::nbd::{Export, Limits, Listener, Server};
+
+/// Where to listen.
+pub(super) struct Addresses {
+    pub(super) tcp: Option<SocketAddr>,
+    pub(super) unix: Option<PathBuf>,
+}
+
+/// Binds before the volume is opened: a taken port must cost nothing.
+pub(super) async fn bind(addresses: &Addresses) -> anyhow::Result<Vec<Listener>> {
+    let mut listeners = Vec::new();
+    if let Some(address) = addresses.tcp {
+        listeners.push(Listener::bind_tcp(address).map_err(|error| in_use(&address, &error))?);
+    }
+    if let Some(path) = &addresses.unix {
+        let bound = Listener::bind_unix(path).await;
+        listeners.push(bound.map_err(|error| in_use(&path.display(), &error))?);
+    }
+    Ok(listeners)
+}
+
+fn in_use(address: &dyn std::fmt::Display, error: &std::io::Error) -> anyhow::Error {
+    CliError { code: IN_USE, text: format!("cannot listen on {address}: {error}") }.into()
+}
+
+/// Addresses as clients write them.
+pub(super) fn describe(listeners: &[Listener], unix: Option<&PathBuf>, export: &str) -> Vec<String> {
+    let tcp =
+        listeners.iter().filter_map(Listener::tcp_address).map(|address| format!("nbd://{address}/{export}"));
+    let unix = unix.map(|path| format!("nbd+unix:///{export}?socket={}", path.display()));
+    tcp.chain(unix).collect()
+}
+
+/// Both signals that end the program.
+pub(super) struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    pub(super) fn catch() -> anyhow::Result<Self> {
+        let catch = |kind| signal(kind).context("cannot catch signals");
+        Ok(Self { interrupt: catch(SignalKind::interrupt())?, terminate: catch(SignalKind::terminate())? })
+    }
+
+    /// The next of either.
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Serves `export` until a signal comes.
+pub(super) async fn serve(export: Export, listeners: Vec<Listener>, signals: &mut Signals) {
+    Server::new(Arc::new(export), Limits::default()).serve(listeners, signals.next()).await;
+}

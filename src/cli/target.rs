@@ -1,0 +1,125 @@
+//! Which volume, in which store, with which folder on this host.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use clap::Args;
+
+use super::{exit, secret::SecretArgs};
+use crate::{
+    store::{
+        StoreError,
+        location::Location,
+        open::{OpenOptions, Opened, open_store, os_random},
+        retry::RetryOptions,
+        s3_config::S3Options,
+    },
+    volume::{
+        bucket::Bucket,
+        env::{Env, System, Threads},
+        host::{HostRoot, host_name},
+    },
+};
+
+/// How long a command waits for the first answer of a store. Later, a store that is away is waited for without end.
+const FIRST_ANSWER: Duration = Duration::from_secs(30);
+
+/// Where the volume is.
+#[derive(Debug, Args)]
+pub(super) struct Target {
+    /// BUCKET/VOLUME, or file:DIR/VOLUME.
+    #[arg(value_name = "VOLUME")]
+    location: Location,
+    /// Address of the S3 server, if not Amazon's; also AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL.
+    #[arg(long, value_name = "URL", help_heading = "Store")]
+    endpoint: Option<String>,
+    /// Region; also AWS_REGION and the profile.
+    #[arg(long, help_heading = "Store")]
+    region: Option<String>,
+    /// Profile in the AWS configuration files; also AWS_PROFILE.
+    #[arg(long, help_heading = "Store")]
+    profile: Option<String>,
+    /// Where logs and caches of volumes are kept [default: $XDG_STATE_HOME/s3bd, or ~/.local/state/s3bd].
+    #[arg(long, value_name = "DIR", env = "S3BD_STATE_DIR", help_heading = "Store")]
+    state_dir: Option<PathBuf>,
+}
+
+/// A store that was opened, and the rest of the environment.
+pub(super) struct Outside {
+    pub(super) env: Env,
+    pub(super) opened: Opened,
+}
+
+impl Target {
+    /// The volume's name as the user wrote it.
+    pub(super) fn name(&self) -> String {
+        self.location.to_string()
+    }
+
+    /// The volume's name without its bucket: the name of its export.
+    pub(super) fn volume(&self) -> &str {
+        &self.location.volume
+    }
+
+    /// Opens the store and puts the environment together. Makes no request.
+    pub(super) async fn outside(&self) -> anyhow::Result<Outside> {
+        if self.location.snapshot.is_some() {
+            return Err(exit::usage(format!(
+                "{} names a snapshot; this command takes a volume",
+                self.location
+            )));
+        }
+        let options = OpenOptions {
+            s3: S3Options {
+                endpoint: self.endpoint.clone(),
+                region: self.region.clone(),
+                profile: self.profile.clone(),
+                ..S3Options::default()
+            },
+            retry: RetryOptions { first_answer_deadline: Some(FIRST_ANSWER), ..RetryOptions::default() },
+            random: os_random(),
+        };
+        let opened: Result<Opened, StoreError> = open_store(&self.location, &options).await;
+        let opened = opened.with_context(|| self.name())?;
+        let env = Env {
+            store: opened.store(),
+            local: Arc::new(HostRoot::new(self.state_dir()?)),
+            clock: Arc::new(System),
+            random: Arc::new(System),
+            threads: Threads::Pool,
+            host: host_name(),
+        };
+        Ok(Outside { env, opened })
+    }
+
+    /// Opens the store and unlocks the volume.
+    pub(super) async fn unlock(&self, secret: &SecretArgs) -> anyhow::Result<(Outside, Bucket)> {
+        let outside = self.outside().await?;
+        let bucket = self.unlock_in(&outside.env, secret).await?;
+        Ok((outside, bucket))
+    }
+
+    /// Unlocks the volume in a store that was opened.
+    pub(super) async fn unlock_in(&self, env: &Env, secret: &SecretArgs) -> anyhow::Result<Bucket> {
+        let (header, _) = Bucket::header(&*env.store).await.with_context(|| self.name())?;
+        let secret = secret.obtain(&self.name(), header.protection).await?;
+        Bucket::unlock(Arc::clone(&env.store), &secret).await.with_context(|| self.name())
+    }
+
+    fn state_dir(&self) -> anyhow::Result<PathBuf> {
+        if let Some(path) = &self.state_dir {
+            return Ok(path.clone());
+        }
+        let absolute =
+            |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        if let Some(state) = absolute("XDG_STATE_HOME") {
+            return Ok(state.join("s3bd"));
+        }
+        match absolute("HOME") {
+            Some(home) => Ok(home.join(".local/state/s3bd")),
+            None => {
+                Err(exit::usage("there is no home directory: say where logs and caches go with --state-dir"))
+            }
+        }
+    }
+}

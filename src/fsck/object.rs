@@ -1,0 +1,212 @@
+//! One object in the bucket, by its own account: header, footer, index.
+
+use std::sync::Arc;
+
+use super::{
+    Finding,
+    finding::{IndexProblem, object_name},
+};
+use crate::{
+    format::{
+        ids::{Epoch, Generation, ObjectRef, Sequence},
+        index::Index,
+        manifest::ListedObject,
+        object::{self, FOOTER_BYTES, Footer, HEADER_BYTES},
+        page::ObjectInfo,
+    },
+    seal::{SealError, small::OpenError},
+    store::{ErrorKind, Got, Range},
+    volume::{
+        bucket::{Bucket, digest},
+        error::VolumeError,
+        walk::FETCHES_MAX,
+    },
+};
+
+/// Bytes at an object's end read in one go: the index of an object of 16 MiB in frames of 64 KiB has a tenth of that.
+const TAIL_BYTES: u64 = 64 << 10;
+
+/// What stands under an object's name.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// Nothing.
+    Missing,
+    /// An object of another length.
+    Length(u64),
+    /// An object of the right length: its index where that is whole, and what is wrong with it.
+    Here(Option<Arc<Index>>, Vec<Finding>),
+}
+
+/// What is known of an object from elsewhere.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub(super) generation: Generation,
+    pub(super) sequence: Sequence,
+    bytes: u64,
+    epoch: Epoch,
+    /// Not known of what the newest manifest lists.
+    plain_bytes: Option<u64>,
+    /// Known of what the newest manifest lists.
+    listed: Option<ListedObject>,
+}
+
+impl Known {
+    pub(super) fn of_entry(sequence: Sequence, info: &ObjectInfo) -> Self {
+        Self {
+            generation: info.generation,
+            sequence,
+            bytes: info.bytes,
+            epoch: info.born,
+            plain_bytes: Some(info.plain_bytes),
+            listed: None,
+        }
+    }
+
+    pub(super) fn of_listed(listed: ListedObject) -> Self {
+        Self {
+            generation: listed.generation,
+            sequence: listed.sequence,
+            bytes: listed.bytes,
+            epoch: listed.epoch,
+            plain_bytes: None,
+            listed: Some(listed),
+        }
+    }
+
+    pub(super) fn name(&self) -> (Generation, Sequence) {
+        (self.generation, self.sequence)
+    }
+}
+
+/// Looks at an object, again where something of it is not whole: the network damages bytes, too. With `header`, at its
+/// header as well, which no reader needs.
+pub(super) async fn look(bucket: &Bucket, known: &Known, header: bool) -> Result<Found, VolumeError> {
+    let mut attempt = 1;
+    loop {
+        match look_once(bucket, known, header).await? {
+            Found::Here(_, findings) if !findings.is_empty() && attempt < FETCHES_MAX => attempt += 1,
+            Found::Length(_) if attempt < FETCHES_MAX => attempt += 1,
+            found => return Ok(found),
+        }
+    }
+}
+
+async fn look_once(bucket: &Bucket, known: &Known, header: bool) -> Result<Found, VolumeError> {
+    let name = object_name(known.name());
+    let tail_bytes =
+        known.listed.map_or(TAIL_BYTES, |listed| u64::from(listed.index_bytes) + FOOTER_BYTES as u64);
+    let Some(tail) = get(bucket, &name, Range::Suffix { length: tail_bytes }).await? else {
+        return Ok(Found::Missing);
+    };
+    if tail.object_bytes != known.bytes {
+        return Ok(Found::Length(tail.object_bytes));
+    }
+    let mut findings = Vec::new();
+    // Without a list to say it, only the header has the salt that the object's key comes from.
+    let mut reference = known.listed.map(|listed| listed.place(bucket.header.volume));
+    if header || reference.is_none() {
+        let length = HEADER_BYTES as u64;
+        let head = match get(bucket, &name, Range::Part { offset: 0, length }).await {
+            Ok(Some(head)) => object::decode_header(&head.bytes).map_err(Some),
+            Ok(None) => return Ok(Found::Missing),
+            Err(VolumeError::Store(error)) if error.kind == ErrorKind::Short => Err(None),
+            Err(error) => return Err(error),
+        };
+        match head.and_then(|found| if is_named(&found, bucket, known) { Ok(found) } else { Err(None) }) {
+            Ok(found) => reference = Some(found),
+            Err(error) => findings.push(Finding::ObjectHeader { name: name.clone(), error }),
+        }
+    }
+    let index = match open_tail(bucket, known, reference, tail).await {
+        Ok(index) => index,
+        Err(VolumeError::Store(error)) => return Err(VolumeError::Store(error)),
+        Err(error) => {
+            let listed = known.listed.is_some();
+            findings.push(Finding::ObjectIndex { name, listed, error: words(&error) });
+            None
+        }
+    };
+    if let Some((index, index_offset)) = &index {
+        findings.extend(judge(known, index, *index_offset));
+    }
+    Ok(Found::Here(index.map(|(index, _)| Arc::new(index)), findings))
+}
+
+async fn get(bucket: &Bucket, name: &str, range: Range) -> Result<Option<Got>, VolumeError> {
+    match bucket.store.get(name, range).await {
+        Ok(got) => Ok(Some(got)),
+        Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_named(found: &ObjectRef, bucket: &Bucket, known: &Known) -> bool {
+    found.owner == bucket.header.volume
+        && (found.generation, found.sequence) == known.name()
+        && known.listed.is_none_or(|listed| listed.salt == found.salt)
+}
+
+/// What is wrong, without the object's name, which the finding has.
+fn words(error: &VolumeError) -> String {
+    match error {
+        VolumeError::Damaged { error: OpenError::Seal(error), .. } => format!("object index: {error}"),
+        VolumeError::Damaged { error, .. } => error.to_string(),
+        VolumeError::DamagedFrame { error, .. } => format!("object index: {error}"),
+        other => other.to_string(),
+    }
+}
+
+/// The index and where it begins; `None` where the key to it is not known.
+async fn open_tail(
+    bucket: &Bucket,
+    known: &Known,
+    reference: Option<ObjectRef>,
+    mut tail: Got,
+) -> Result<Option<(Index, u64)>, VolumeError> {
+    let name = object_name(known.name());
+    let footer = Footer::decode(&tail.bytes, tail.object_bytes);
+    let footer = footer.map_err(|error| VolumeError::damaged(&name, error))?;
+    let length = u64::from(footer.index_bytes) + FOOTER_BYTES as u64;
+    if length > tail.bytes.len() as u64 {
+        match get(bucket, &name, Range::Suffix { length }).await? {
+            Some(longer) => tail = longer,
+            None => return Ok(None),
+        }
+    }
+    if let Some(listed) = known.listed {
+        let end = tail.bytes.len().saturating_sub(FOOTER_BYTES);
+        let sealed =
+            end.checked_sub(listed.index_bytes as usize).and_then(|start| tail.bytes.get(start..end));
+        if sealed.is_none_or(|sealed| digest(sealed) != listed.digest) {
+            return Err(VolumeError::damaged(&name, SealError::Broken));
+        }
+    }
+    let Some(reference) = reference else { return Ok(None) };
+    let index = bucket.open_index(reference, &tail.bytes, tail.object_bytes)?;
+    Ok(Some((index, footer.index_offset)))
+}
+
+/// What an index says otherwise than it is known from elsewhere.
+fn judge(known: &Known, index: &Index, index_offset: u64) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut differ = |problem, index, expected| {
+        findings.push(Finding::IndexDisagrees { name: object_name(known.name()), problem, index, expected });
+    };
+    let plain_bytes = index.frames.iter().map(|frame| u64::from(frame.plain_bytes)).sum();
+    if let Some(expected) = known.plain_bytes
+        && expected != plain_bytes
+    {
+        differ(IndexProblem::PlainBytes, plain_bytes, expected);
+    }
+    // Pages are brought by a later cut than the one up to which they map.
+    let is_pages = index.parts == 0;
+    if index.epoch > known.epoch || (!is_pages && index.epoch != known.epoch) {
+        differ(IndexProblem::Epoch, index.epoch.0, known.epoch.0);
+    }
+    let end =
+        index.frames.last().map_or(HEADER_BYTES as u64, |last| last.offset + u64::from(last.stored_bytes));
+    if end != index_offset {
+        differ(IndexProblem::Frames, end, index_offset);
+    }
+    findings
+}

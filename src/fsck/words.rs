@@ -1,0 +1,274 @@
+//! Findings in words: lower case, the object first, then what is wrong, then what that means for the data.
+
+use std::fmt;
+
+use super::{
+    Blocks, Finding, Severity,
+    finding::{EntryProblem, FrameAt, IndexProblem, Total},
+};
+use crate::{
+    format::index::MapKind,
+    volume::{format_time, info::Party},
+};
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Note => "note",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        })
+    }
+}
+
+impl fmt::Display for FrameAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { object, frame, offset, stored_bytes } = self;
+        write!(f, "{object}, frame {frame} ({stored_bytes} bytes at {offset})")
+    }
+}
+
+impl EntryProblem {
+    fn text(self) -> &'static str {
+        match self {
+            Self::GenerationDescends => "objects with lower numbers are of a later generation",
+            Self::GenerationAhead => "it is of a later generation than the newest manifest",
+            Self::NumberTooHigh => "its number has not been given out yet",
+            Self::BornLater => "it was born after the checkpoint that wrote its entry",
+            Self::DiedEarlier => "it died before it was born",
+            Self::DeadAndAlive => "it has live bytes and an epoch of death",
+            Self::NeitherDeadNorAlive => "it has neither live bytes nor an epoch of death",
+            Self::LiveBytes => "more bytes of it are live than it ever held",
+            Self::AlsoListed => "the newest manifest lists it, too",
+        }
+    }
+}
+
+impl IndexProblem {
+    fn text(self) -> &'static str {
+        match self {
+            Self::PlainBytes => "the bytes in its frames",
+            Self::Epoch => "the epoch that brought it",
+            Self::Frames => "where its frames end",
+        }
+    }
+}
+
+impl Total {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Objects => "objects",
+            Self::ObjectBytes => "bytes in objects",
+            Self::MappedBlocks => "mapped blocks",
+        }
+    }
+}
+
+/// What the loss of pages and blocks of one object means.
+fn hits(listed: bool, pages: u64, blocks: &Blocks) -> String {
+    let mut text = Vec::new();
+    if listed {
+        text.push(
+            "the newest manifest lists it, so the volume cannot be opened, and what was written to it cannot be told"
+                .to_owned(),
+        );
+    }
+    if pages > 0 {
+        text.push(format!("{pages} pages of the maps cannot be read"));
+    }
+    if !blocks.is_empty() {
+        text.push(format!("{blocks} cannot be read"));
+    }
+    if text.is_empty() {
+        "no data that can be read now was in what is missing".to_owned()
+    } else {
+        text.join("; ")
+    }
+}
+
+/// What the loss of a manifest behind the newest means.
+fn behind(needed: bool) -> &'static str {
+    match needed {
+        true => "the volume cannot be opened until the newest manifest is published anew (s3bd recover)",
+        false => "no data of the newest epoch is hit; the line behind it cannot be verified or gone back to",
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::HeaderMissing => {
+                write!(f, "volume: the header is missing: nothing of the volume can be opened without it")
+            }
+            Self::HeaderDamaged { error } => write!(f, "volume: {error}: nothing can be opened without it"),
+            Self::HeaderReplaced => {
+                write!(f, "volume: this is not the header that the manifests were written under")
+            }
+            Self::KeysUnusable { detail } => {
+                write!(f, "keys: no key slot is usable: {detail}: without a key no data can be read")
+            }
+            Self::SlotDamaged { name, error } => {
+                write!(f, "{name}: {error}: its password or key file does not open the volume any more")
+            }
+            Self::SlotForeign { name, volume } => {
+                write!(f, "{name}: this key slot is of another volume, {volume}, and opens nothing here")
+            }
+            Self::ClaimDamaged { name, error } => {
+                write!(f, "{name}: {error}: no data is hit; who wrote under this generation cannot be told")
+            }
+            Self::ClaimMissing { generation } => write!(
+                f,
+                "claims: the claim of generation {generation} is missing: no data is hit, but a stalled writer of \
+                 that time would not be kept out"
+            ),
+            Self::InUse { generation, holder, since_ms } => {
+                write!(f, "generation {generation} is not closed: ")?;
+                match holder {
+                    Some(Party { host, pid, .. }) => write!(f, "{host} (process {pid})")?,
+                    None => write!(f, "another host")?,
+                }
+                write!(f, " has the volume open")?;
+                since_ms.map_or(Ok(()), |since| write!(f, " since {}", format_time(since)))?;
+                write!(f, ", or ended without closing it")
+            }
+            Self::NoManifest => {
+                write!(f, "manifests: none is whole: the volume cannot be opened (s3bd recover)")
+            }
+            Self::ManifestDamaged { name, newest, needed, error } => {
+                write!(f, "{name}: {error}: ")?;
+                match newest {
+                    true => write!(
+                        f,
+                        "the volume cannot be opened; what follows is about the newest manifest that is whole"
+                    ),
+                    false => write!(f, "{}", behind(*needed)),
+                }
+            }
+            Self::ManifestMissing { name, child, needed } => {
+                write!(f, "{name}: missing, and {child} was built on it: {}", behind(*needed))
+            }
+            Self::ManifestReplaced { name, child, needed } => {
+                write!(f, "{name}: not the manifest that {child} was built on: {}", behind(*needed))
+            }
+            Self::ManifestDescends { name, parent } => {
+                write!(f, "{name}: built on {parent}, which is of a later generation")
+            }
+            Self::ManifestAside { name, host, time_ms } => write!(
+                f,
+                "{name}: written by {host} at {} after it had lost the volume: not a part of it",
+                format_time(*time_ms)
+            ),
+            Self::SnapshotLost { snapshot, manifest } => {
+                write!(
+                    f,
+                    "snapshot {snapshot:?}: {manifest} is missing or damaged: the snapshot cannot be opened"
+                )
+            }
+            Self::CutIncomplete { epoch, found, parts } => write!(
+                f,
+                "epoch {epoch}: the newest manifest lists {found} of its {parts} objects: a part of what was written \
+                 then is missing"
+            ),
+            Self::ObjectMissing { name, listed, pages, blocks } => {
+                write!(f, "{name}: missing: {}", hits(*listed, *pages, blocks))
+            }
+            Self::ObjectLength { name, found, expected, listed, pages, blocks } => {
+                write!(
+                    f,
+                    "{name}: {found} bytes long, {expected} were written: {}",
+                    hits(*listed, *pages, blocks)
+                )
+            }
+            Self::DeadObject { name, found: None } => {
+                write!(
+                    f,
+                    "{name}: already deleted; its entry in the object table goes with the next collection"
+                )
+            }
+            Self::DeadObject { name, found: Some(found) } => {
+                write!(
+                    f,
+                    "{name}: {found} bytes long, which is not what was written; nothing needs it any more"
+                )
+            }
+            Self::ObjectHeader { name, error } => {
+                match error {
+                    Some(error) => write!(f, "{name}: {error}")?,
+                    None => write!(f, "{name}: the object header is another object's")?,
+                }
+                write!(f, ": no data is hit, but a volume rebuilt from its objects would lack this one")
+            }
+            Self::ObjectIndex { name, listed, error } => {
+                write!(f, "{name}: {error}: ")?;
+                match listed {
+                    true => write!(f, "the newest manifest lists it, so the volume cannot be opened"),
+                    false => {
+                        write!(f, "no data is hit, but a volume rebuilt from its objects would lack this one")
+                    }
+                }
+            }
+            Self::IndexDisagrees { name, problem, index, expected } => {
+                write!(f, "{name}: its index gives {} as {index}, elsewhere it is {expected}", problem.text())
+            }
+            Self::TableEntry { name, problem } => {
+                write!(f, "{name}: its entry in the object table makes no sense: {}", problem.text())
+            }
+            Self::ObjectUnknown { name, pages, blocks } => write!(
+                f,
+                "{name}: the maps name it ({pages} pages, {blocks}), and the object table does not know it: a \
+                 collection might take it for garbage"
+            ),
+            Self::LiveBytes { name, excess_bytes } if *excess_bytes < 0 => write!(
+                f,
+                "{name}: the maps name {} bytes less of it than the object table says: their space is never freed",
+                excess_bytes.unsigned_abs()
+            ),
+            Self::LiveBytes { name, excess_bytes } => write!(
+                f,
+                "{name}: the maps name {excess_bytes} bytes more of it than the object table says: a collection might \
+                 delete it while it is in use"
+            ),
+            Self::Page { at, map, level, first_key, last_key, error } => {
+                write!(f, "{at}: {error}: it is a page of ")?;
+                match map {
+                    MapKind::Blocks => write!(
+                        f,
+                        "the block map, level {level}: blocks {first_key} to {last_key} \
+                        cannot be read, but for what was written since the last checkpoint"
+                    ),
+                    MapKind::Objects => write!(
+                        f,
+                        "the object table, level {level}: no data is hit, but nothing is \
+                        known of objects {first_key} to {last_key}, and no checkpoint can be written over it"
+                    ),
+                    MapKind::Snapshots => write!(
+                        f,
+                        "the snapshot table, level {level}: snapshots {first_key} to \
+                        {last_key} cannot be found"
+                    ),
+                }
+            }
+            Self::Frame { at, blocks, error } => write!(f, "{at}: {error}: {blocks} cannot be read"),
+            Self::LostBlocks { blocks } => {
+                write!(f, "{blocks}: content lost earlier; reading is an error until they are overwritten")
+            }
+            Self::Totals { total, manifest, counted } => {
+                write!(f, "the newest manifest counts {manifest} {}, and there are {counted}", total.text())
+            }
+            Self::Strays { objects, bytes, first, written_ms: (oldest, newest) } => write!(
+                f,
+                "{objects} objects ({bytes} bytes) are in no list: uploads under way, or left by a writer that ended \
+                 early; written from {} to {}, the first is {first}",
+                format_time(*oldest),
+                format_time(*newest)
+            ),
+            Self::MovedOn { objects } => write!(
+                f,
+                "the volume was written to during the check: {objects} objects were collected and not looked at"
+            ),
+            Self::UnknownKeys { count, first } => {
+                write!(f, "{count} names below the volume are not s3bd's; the first is {first}")
+            }
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The program with real clients, on a directory.
+
+mod e2e;
+mod support;
+
+use support::fixture::Kind;
+
+e2e::claims! {
+    Kind::Directory;
+    clients:
+        nbdinfo_and_qemu_img_see_the_volume_by_name_and_by_default,
+        an_image_copied_in_comes_out_equal_on_any_host,
+        qemu_img_converts_in_and_out,
+        qemu_io_reads_what_it_wrote_at_odd_places,
+        fio_verifies_what_it_wrote_under_load,
+        two_clients_with_several_connections_keep_out_of_each_others_way,
+        a_reader_beside_a_writer_sees_a_published_cut,
+        a_volume_of_16_terabytes_is_formatted_and_mounted,
+        an_exabyte_is_made_trimmed_and_written_at_both_ends;
+    file_systems:
+        a_tree_copied_to_ext4_is_whole_on_any_host,
+        a_tree_copied_to_btrfs_is_whole_on_any_host;
+    crash:
+        writes_survive_three_kills,
+        remote_flushes_survive_the_loss_of_the_host,
+        what_fio_flushed_survives_three_kills,
+        ext4_survives_three_kills_and_the_loss_of_the_host,
+        btrfs_survives_two_kills_and_the_loss_of_the_host;
+    signals:
+        a_signal_uploads_everything_and_closes_clean,
+        an_idle_client_does_not_hold_up_the_close,
+        recover_uploads_what_a_killed_server_left,
+        recover_elsewhere_changes_nothing_without_takeover,
+        a_host_that_was_overtaken_stops_and_keeps_its_log,
+        an_older_copy_of_the_state_directory_is_refused;
+    passwords:
+        a_password_comes_from_a_file_a_command_or_the_environment,
+        a_terminal_is_asked_and_shows_nothing,
+        neither_plaintext_nor_password_is_stored_or_logged;
+    errors:
+        a_wrong_or_missing_password_is_refused,
+        a_volume_without_a_password_says_so,
+        what_is_not_there_is_named,
+        a_second_init_changes_nothing,
+        open_makes_a_volume_when_told,
+        wrong_usage_is_exit_code_two_and_touches_nothing,
+        a_taken_port_or_socket_costs_nothing,
+        a_killed_servers_addresses_are_free_again,
+        a_volume_in_use_is_refused_here_and_elsewhere;
+}

@@ -1,0 +1,164 @@
+//! The blocks that findings name are those that cannot be read, and no others.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use bytes::Bytes;
+use s3bd::{
+    format::index::{MapKind, Run},
+    fsck::{Finding, Level, Sample},
+    nbd::Device,
+    store::memory::Memory,
+    volume::{Volume, open::open_read_only},
+};
+use wal::disk::sim::Prng;
+
+use crate::{
+    anatomy::{Anatomy, Part},
+    host::{BLOCK_BYTES, Disks, env, make, reopen, small_settings},
+    volumes::{SIZE, check_at, faults, noise, rich, unlock},
+};
+
+const ALL: Level = Level::ReadData(Sample::ALL);
+
+fn add(named: &mut BTreeSet<u64>, run: &Run) {
+    named.extend(run.block..run.block + run.count);
+}
+
+/// Blocks that findings name, of those that hold data; of pages, those that no newer object hides.
+fn named(findings: &[&Finding], anatomy: &Anatomy) -> BTreeSet<u64> {
+    let mut named = BTreeSet::new();
+    for finding in findings {
+        match finding {
+            Finding::Frame { blocks, .. }
+            | Finding::ObjectMissing { blocks, .. }
+            | Finding::ObjectLength { blocks, .. }
+            | Finding::LostBlocks { blocks } => blocks.runs.iter().for_each(|run| add(&mut named, run)),
+            Finding::Page { map: MapKind::Blocks, first_key, last_key, .. } => {
+                let in_list = |part: &&Part| part.entry.is_none();
+                let listed: Vec<_> = anatomy.objects.iter().filter(in_list).map(|part| part.object).collect();
+                let below = anatomy.extents.iter().filter(|(_, frame)| !listed.contains(&frame.object));
+                let runs =
+                    below.map(|(run, _)| run).filter(|run| (first_key..=last_key).contains(&&run.block));
+                runs.for_each(|run| add(&mut named, run));
+            }
+            other => panic!("{other}"),
+        }
+    }
+    named
+}
+
+async fn unreadable(volume: &Volume, anatomy: &Anatomy) -> BTreeSet<u64> {
+    let mut unreadable = BTreeSet::new();
+    for (run, _) in &anatomy.extents {
+        for block in run.block..run.block + run.count {
+            if volume.read(block * u64::from(BLOCK_BYTES), BLOCK_BYTES).await.is_err() {
+                unreadable.insert(block);
+            }
+        }
+    }
+    unreadable
+}
+
+async fn compare(anatomy: &Anatomy, what: &str, damage: impl FnOnce(&mut s3bd::store::memory::Contents)) {
+    let mut contents = anatomy.contents.clone();
+    damage(&mut contents);
+    let store = Memory::new();
+    store.restore(contents);
+    let report = check_at(Arc::new(store.clone()), ALL).await;
+    let faults = faults(&report);
+    let env = env(Arc::new(store.clone()), &Disks::new(), 5, "reader");
+    let volume = open_read_only(env, unlock(&store).await, small_settings()).await.unwrap();
+    let unreadable = unreadable(&volume, anatomy).await;
+    assert!(!unreadable.is_empty(), "{what}");
+    assert_eq!(named(&faults, anatomy), unreadable, "{what}: {report:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn findings_name_exactly_the_blocks_that_cannot_be_read() {
+    let anatomy = Anatomy::of(&rich().await).await;
+    let live: Vec<_> = anatomy
+        .objects
+        .iter()
+        .filter(|part| part.entry.is_some() && part.pages.is_empty() && part.visible.len() > 1)
+        .take(3)
+        .collect();
+    for part in live {
+        compare(&anatomy, "missing", |contents| assert!(contents.remove(&part.name))).await;
+        let bytes = anatomy.contents.get(&part.name).unwrap();
+        let half = bytes.slice(..bytes.len() / 2);
+        compare(&anatomy, "cut short", |contents| contents.set(&part.name, half)).await;
+        let mut flipped = bytes.to_vec();
+        for number in &part.visible {
+            flipped[part.frame_bytes(*number).start + 3] ^= 1;
+        }
+        compare(&anatomy, "flipped", |contents| contents.set(&part.name, flipped.into())).await;
+    }
+    for page in anatomy.pages.iter().filter(|page| page.map == MapKind::Blocks).step_by(3) {
+        let part = anatomy.object(|part| part.object == page.frame.object);
+        let mut flipped = anatomy.contents.get(&part.name).unwrap().to_vec();
+        flipped[part.frame_bytes(page.frame.number).start] ^= 1;
+        compare(&anatomy, "page", |contents| contents.set(&part.name, flipped.into())).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn blocks_that_were_lost_are_named_until_they_are_overwritten() {
+    let store = Memory::new();
+    make(&store, SIZE).await;
+    let disks = Disks::new();
+    let (volume, _) = reopen(&store, &disks, 7).await.unwrap();
+    let content = noise(&mut Prng::new(1), 8 * 512);
+    volume.write(0, content.clone(), false).await.unwrap();
+    volume.close().await.unwrap();
+    let anatomy = Anatomy::of(&store).await;
+    let part = anatomy.object(|part| !part.visible.is_empty());
+    let mut flipped = anatomy.contents.get(&part.name).unwrap().to_vec();
+    flipped[part.frame_bytes(0).start] ^= 1;
+    let mut contents = anatomy.contents.clone();
+    contents.set(&part.name, flipped.into());
+    store.restore(contents);
+    let (volume, _) = reopen(&store, &Disks::new(), 8).await.unwrap();
+    volume
+        .write(1000, Bytes::from_static(b"across two blocks, which cannot be completed"), false)
+        .await
+        .unwrap();
+    volume.close().await.unwrap();
+    let report = check_at(Arc::new(store.clone()), Level::Default).await;
+    let [Finding::LostBlocks { blocks }] = faults(&report)[..] else { panic!("{report:#?}") };
+    assert_eq!(blocks.runs, [Run { block: 1, count: 2 }]);
+    let (volume, _) = reopen(&store, &Disks::new(), 9).await.unwrap();
+    volume.write(0, content, false).await.unwrap();
+    volume.close().await.unwrap();
+    let report = check_at(Arc::new(store), ALL).await;
+    assert!(faults(&report).is_empty(), "{report:#?}");
+}
+
+/// Whatever bit is flipped, a check that reads the data finds it, unless nothing needs the byte it is in.
+#[tokio::test(start_paused = true)]
+async fn every_flipped_bit_that_matters_is_found() {
+    let anatomy = Anatomy::of(&rich().await).await;
+    let mut prng = Prng::new(77);
+    let names = anatomy.names("");
+    for _ in 0..80 {
+        let name = &names[(prng.next_u64() % names.len() as u64) as usize];
+        let mut bytes = anatomy.contents.get(name).unwrap().to_vec();
+        let at = (prng.next_u64() % bytes.len() as u64) as usize;
+        bytes[at] ^= 1 << (prng.next_u64() % 8);
+        let store = Memory::new();
+        let mut contents = anatomy.contents.clone();
+        contents.set(name, bytes.into());
+        store.restore(contents);
+        let report = check_at(Arc::new(store), ALL).await;
+        let found = !faults(&report).is_empty();
+        assert_eq!(found, matters(&anatomy, name, at), "byte {at} of {name}: {report:#?}");
+    }
+}
+
+fn matters(anatomy: &Anatomy, name: &str, at: usize) -> bool {
+    let Some(part) = anatomy.objects.iter().find(|part| part.name == name) else { return true };
+    if part.entry.is_some_and(|entry| entry.died.is_some()) {
+        return false;
+    }
+    let frame = (0..part.index.frames.len() as u32).find(|number| part.frame_bytes(*number).contains(&at));
+    frame.is_none_or(|number| part.visible.contains(&number) || part.pages.contains(&number))
+}
