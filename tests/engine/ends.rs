@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use s3bd::{
-    format::slot::Argon2,
+    format::{ids::Codec, slot::Argon2},
     nbd::Device,
     seal::slot::Secret,
     store::{
@@ -100,7 +100,8 @@ async fn a_log_whose_identity_was_lost_is_not_cleared_without_a_word() {
     drop(volume);
     rig.hosts[0].state.remove("log").unwrap();
     let refused = rig.open(0, Agreed { takeover: true, ..Agreed::default() }).await.unwrap_err();
-    assert!(matches!(refused, VolumeError::Diverged { records: 1, bytes: 9, .. }), "{refused}");
+    // The identity is part of the records' key: what they say is lost with it, but that there are some is not.
+    assert!(matches!(refused, VolumeError::LogRecord { .. }), "{refused}");
     rig.open(0, WHATEVER).await.unwrap();
 }
 
@@ -142,7 +143,8 @@ async fn a_write_beyond_the_end_writes_nothing() {
 async fn of_inits_at_once_one_makes_a_volume_and_the_others_leave_it_alone() {
     let cost = Argon2 { memory_kib: 64, passes: 1, lanes: 1 };
     let secret = Secret::password("secret");
-    let new = NewVolume { size_bytes: SIZE, block_bytes: 512, secret: &secret, cost };
+    let new =
+        NewVolume { size_bytes: SIZE, block_bytes: 512, secret: &secret, cost, compression: Codec::Zstd };
     for seed in 0..60 {
         let memory = Memory::new();
         let slow = |host: u64| {
