@@ -84,8 +84,6 @@ pub enum IndexProblem {
     PlainBytes,
     /// The epoch that brought it.
     Epoch,
-    /// Where its frames end.
-    Frames,
 }
 
 /// A sum in the newest manifest.

@@ -146,7 +146,7 @@ impl Check<'_> {
                 let manifest = Manifest::decode(plain)?;
                 let is_itself =
                     (manifest.generation, manifest.epoch) == *name && manifest.volume == bucket.header.volume;
-                if is_itself { Ok(manifest) } else { Err(malformed("manifest", "its own name")) }
+                if is_itself { Ok(manifest) } else { Err(malformed("manifest", "its name or size")) }
             });
             let loaded = loaded.await?;
             Ok::<_, VolumeError>((*name, loaded))

@@ -116,14 +116,7 @@ pub async fn check_store(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Report, VolumeError> {
-    let mut unlocked = Bucket::unlock(Arc::clone(&store), secret).await;
-    for _ in 1..FETCHES_MAX {
-        if !matches!(unlocked, Err(VolumeError::Damaged { .. } | VolumeError::NoSlot { .. })) {
-            break;
-        }
-        unlocked = Bucket::unlock(Arc::clone(&store), secret).await;
-    }
-    let finding = match unlocked {
+    let finding = match Bucket::unlock(Arc::clone(&store), secret).await {
         Ok(bucket) => return check(&bucket, options, progress).await,
         Err(VolumeError::Damaged { name, error }) if name == names::HEADER => {
             Finding::HeaderDamaged { error }

@@ -126,10 +126,8 @@ async fn look_once(bucket: &Bucket, known: &Known, header: bool) -> Result<Found
             None
         }
     };
-    if let Some((index, index_offset)) = &index {
-        findings.extend(judge(known, index, *index_offset));
-    }
-    Ok(Found::Here(index.map(|(index, _)| Arc::new(index)), findings))
+    findings.extend(index.iter().flat_map(|index| judge(known, index)));
+    Ok(Found::Here(index.map(Arc::new), findings))
 }
 
 async fn get(bucket: &Bucket, name: &str, range: Range) -> Result<Option<Got>, VolumeError> {
@@ -156,13 +154,13 @@ fn words(error: &VolumeError) -> String {
     }
 }
 
-/// The index and where it begins; `None` where the key to it is not known.
+/// The index; `None` where the key to it is not known.
 async fn open_tail(
     bucket: &Bucket,
     known: &Known,
     reference: Option<ObjectRef>,
     mut tail: Got,
-) -> Result<Option<(Index, u64)>, VolumeError> {
+) -> Result<Option<Index>, VolumeError> {
     let name = object_name(known.name());
     let footer = Footer::decode(&tail.bytes, tail.object_bytes);
     let footer = footer.map_err(|error| VolumeError::damaged(&name, error))?;
@@ -182,12 +180,11 @@ async fn open_tail(
         }
     }
     let Some(reference) = reference else { return Ok(None) };
-    let index = bucket.open_index(reference, &tail.bytes, tail.object_bytes)?;
-    Ok(Some((index, footer.index_offset)))
+    bucket.open_index(reference, &tail.bytes, tail.object_bytes).map(Some)
 }
 
 /// What an index says otherwise than it is known from elsewhere.
-fn judge(known: &Known, index: &Index, index_offset: u64) -> Vec<Finding> {
+fn judge(known: &Known, index: &Index) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut differ = |problem, index, expected| {
         findings.push(Finding::IndexDisagrees { name: object_name(known.name()), problem, index, expected });
@@ -202,11 +199,6 @@ fn judge(known: &Known, index: &Index, index_offset: u64) -> Vec<Finding> {
     let is_pages = index.parts == 0;
     if index.epoch > known.epoch || (!is_pages && index.epoch != known.epoch) {
         differ(IndexProblem::Epoch, index.epoch.0, known.epoch.0);
-    }
-    let end =
-        index.frames.last().map_or(HEADER_BYTES as u64, |last| last.offset + u64::from(last.stored_bytes));
-    if end != index_offset {
-        differ(IndexProblem::Frames, end, index_offset);
     }
     findings
 }

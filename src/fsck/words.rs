@@ -49,7 +49,6 @@ impl IndexProblem {
         match self {
             Self::PlainBytes => "the bytes in its frames",
             Self::Epoch => "the epoch that brought it",
-            Self::Frames => "where its frames end",
         }
     }
 }
