@@ -193,6 +193,9 @@ impl Bucket {
         let names = self.list_manifests().await?;
         let (generation, epoch) =
             *names.last().ok_or_else(|| VolumeError::NoManifest { detail: "there is none".to_owned() })?;
+        if generation == Generation(0) {
+            return self.first_manifest(&names).await;
+        }
         let newest = self.load_manifest(generation, epoch).await?;
         let newest = newest.ok_or_else(|| VolumeError::NoManifest {
             detail: format!("{} was listed and is gone", names::manifest(generation, epoch)),
@@ -203,6 +206,21 @@ impl Bucket {
             whole(|| self.check_parent(parent)).await?;
         }
         Ok(newest)
+    }
+
+    /// Of a volume that was never opened: the one manifest that is sealed with its keys. Others are of inits that lost
+    /// to it, or that did not come to their end.
+    async fn first_manifest(&self, names: &[(Generation, Epoch)]) -> Result<Published, VolumeError> {
+        let mut fault = VolumeError::NoManifest { detail: "there is none".to_owned() };
+        for (generation, epoch) in names.iter().rev() {
+            match self.load_manifest(*generation, *epoch).await {
+                Ok(Some(first)) => return Ok(first),
+                Ok(None) => {}
+                Err(error @ VolumeError::Damaged { .. }) => fault = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(fault)
     }
 
     async fn check_parent(&self, parent: ManifestLink) -> Result<(), VolumeError> {
@@ -218,22 +236,12 @@ impl Bucket {
 
     /// Seals and puts a manifest. Durable on `Ok`; it counts as published only after the check of claims.
     pub async fn put_manifest(&self, manifest: &Manifest, salt: [u8; 16]) -> Result<Published, VolumeError> {
-        self.put_manifest_as(manifest, salt, PutMode::Create).await
-    }
-
-    /// The same, and for `init` over one that an init left that did not come to its end.
-    pub async fn put_manifest_as(
-        &self,
-        manifest: &Manifest,
-        salt: [u8; 16],
-        mode: PutMode,
-    ) -> Result<Published, VolumeError> {
         let name = names::manifest(manifest.generation, manifest.epoch);
         let plain = manifest.encode().map_err(|error| VolumeError::damaged(&name, error))?;
         let bytes = small::seal(&self.keys, Content::Manifest, &name, salt, &plain);
         let link =
             ManifestLink { generation: manifest.generation, epoch: manifest.epoch, digest: digest(&bytes) };
-        match self.store.put(&name, &[bytes.into()], mode).await? {
+        match self.store.put(&name, &[bytes.into()], PutMode::Create).await? {
             Put::Created => Ok(Published { manifest: manifest.clone(), link }),
             // Only another writer of this very generation could have put it: ours is not the one that serves.
             Put::Exists => Err(VolumeError::Fenced { ours: manifest.generation, found: manifest.generation }),

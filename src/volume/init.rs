@@ -40,7 +40,7 @@ pub struct NewVolume<'a> {
 pub async fn init(env: &Env, new: &NewVolume<'_>) -> Result<Bucket, VolumeError> {
     check(new)?;
     let store = &env.store;
-    refuse_existing(env).await?;
+    let epoch = refuse_existing(env).await?;
     let volume = VolumeId(random_bytes(&*env.random));
     let master = Key::new(random_bytes(&*env.random));
     let protection = match new.secret {
@@ -72,15 +72,20 @@ pub async fn init(env: &Env, new: &NewVolume<'_>) -> Result<Bucket, VolumeError>
     // A random number, so that two inits at once do not overwrite each other's slots.
     let slot_name = names::slot(u32::from_le_bytes(random_bytes(&*env.random)));
     store.put(&slot_name, &[slot.encode().map_err(malformed)?.into()], PutMode::Create).await?;
-    let first = first_manifest(env, &bucket, new.size_bytes);
-    bucket.put_manifest_as(&first, random_bytes(&*env.random), PutMode::Replace).await?;
+    let first = first_manifest(env, &bucket, epoch, new.size_bytes);
+    bucket.put_manifest(&first, random_bytes(&*env.random)).await.map_err(|error| match error {
+        VolumeError::Fenced { .. } => VolumeError::Invalid(
+            "another init of this volume is under way: nothing of it was changed".to_owned(),
+        ),
+        error => error,
+    })?;
     let put = store.put(names::HEADER, &[header_bytes.into()], PutMode::Create).await?;
     // A store without conditional puts says Created to both of two inits: one of them finds the other's header.
     let (found, found_digest) = Bucket::header(&**store).await?;
     if put == Put::Exists || found_digest != header_digest {
         return Err(VolumeError::Exists { created: super::format_time(found.created_ms) });
     }
-    // And the other's manifest may have come after ours.
+    // And its manifest may lie where ours was.
     bucket.newest_manifest().await?;
     Ok(bucket)
 }
@@ -107,31 +112,33 @@ fn check(new: &NewVolume<'_>) -> Result<(), VolumeError> {
     Ok(())
 }
 
-async fn refuse_existing(env: &Env) -> Result<(), VolumeError> {
+/// The epoch to begin with: above what an init left that did not come to its end, or that is under way now. Those are never
+/// written over, since whose header comes first is not decided yet.
+async fn refuse_existing(env: &Env) -> Result<Epoch, VolumeError> {
     match Bucket::header(&*env.store).await {
         Ok((header, _)) => Err(VolumeError::Exists { created: super::format_time(header.created_ms) }),
         Err(VolumeError::NoVolume) => {
             // A header that was lost must not be covered by a new volume over the old one's objects.
             let rest = env.store.list(names::MANIFESTS, None, None).await?;
-            let used = rest.iter().filter_map(|line| names::parse_manifest(&line.key));
-            if used.into_iter().any(|(generation, _)| generation > Generation(0)) {
+            let found: Vec<_> = rest.iter().filter_map(|line| names::parse_manifest(&line.key)).collect();
+            if found.iter().any(|(generation, _)| *generation > Generation(0)) {
                 let text = "there are manifests of a volume here, but no header: choose another name, or remove them";
                 return Err(VolumeError::Invalid(text.to_owned()));
             }
-            Ok(())
+            Ok(found.last().map_or(Epoch(0), |(_, newest)| newest.next()))
         }
         Err(error) => Err(error),
     }
 }
 
-fn first_manifest(env: &Env, bucket: &Bucket, size_bytes: u64) -> Manifest {
+fn first_manifest(env: &Env, bucket: &Bucket, epoch: Epoch, size_bytes: u64) -> Manifest {
     Manifest {
         volume: bucket.header.volume,
         generation: Generation(0),
         nonce: 0,
-        epoch: Epoch(0),
+        epoch,
         parent: None,
-        oldest_kept: Epoch(0),
+        oldest_kept: epoch,
         header: bucket.header_digest,
         data_cut: None,
         log: LogPosition { log: LogId([0; 16]), lsn: 0 },

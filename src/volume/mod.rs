@@ -87,7 +87,8 @@ impl Volume {
         self.core.publish_to(end).await
     }
 
-    /// Publishes everything, with a checkpoint, and ends the tenure. On `Ok` any host may open the volume at once.
+    /// Publishes everything, with a checkpoint, and ends the tenure. Writes are refused from now on, so that there is an
+    /// end to what is published; on `Ok` any host may open the volume at once.
     pub async fn close(&self) -> Result<(), VolumeError> {
         let mut publisher = self.publisher.lock().await;
         let Some(task) = publisher.as_mut() else {

@@ -142,6 +142,7 @@ pub async fn open(
         checkpointing: None,
         roots: first.manifest.roots.clone(),
         size_bytes: first.manifest.size_bytes,
+        closing: false,
         fault: None,
     };
     let cache = open_cache(&env, &local, &settings);
@@ -198,6 +199,7 @@ pub async fn open_read_only(env: Env, bucket: Bucket, settings: Settings) -> Res
         checkpointing: None,
         roots: newest.manifest.roots.clone(),
         size_bytes: newest.manifest.size_bytes,
+        closing: false,
         fault: None,
     };
     let cache = local.as_ref().map(|local| open_cache(&env, local, &settings));

@@ -156,17 +156,18 @@ impl Publisher {
     async fn serve(&mut self) -> Result<(), VolumeError> {
         loop {
             self.core.check()?;
+            if *self.closing.borrow() {
+                // Before the look at what is to be cut: nothing comes after the last cut.
+                self.core.state_mut().closing = true;
+            }
             if self.is_cut_due() {
                 self.close_cut()?;
             }
             if *self.closing.borrow() && self.cuts.is_empty() && self.checkpoint.is_none() {
-                if !self.is_checkpointed() {
-                    self.start_checkpoint();
-                } else if self.end_writes() {
+                if self.is_checkpointed() {
                     return self.publish_closed().await;
-                } else {
-                    continue;
                 }
+                self.start_checkpoint();
             }
             match self.next_event().await {
                 Event::Uploaded(objects) => {
@@ -185,22 +186,6 @@ impl Publisher {
                 Event::LogRoom => self.log_full = self.core.log()?.retry_if_full(),
             }
         }
-    }
-
-    /// Nothing more is acknowledged, if everything that was is published; else a cut is due first.
-    fn end_writes(&self) -> bool {
-        let ended = {
-            let mut state = self.core.state_mut();
-            let ended = state.active.is_empty();
-            if ended {
-                state.fault.get_or_insert(VolumeError::Closed);
-            }
-            ended
-        };
-        if ended {
-            self.core.fail_quietly(VolumeError::Closed);
-        }
-        ended
     }
 
     fn is_checkpointed(&self) -> bool {

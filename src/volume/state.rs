@@ -53,6 +53,8 @@ pub struct State {
     pub roots: Roots,
     /// Size, bytes.
     pub size_bytes: u64,
+    /// The volume is closing: nothing more is written, so that what is there can be published to its end.
+    pub closing: bool,
     /// Set once, when nothing more may be acknowledged: why.
     pub fault: Option<VolumeError>,
 }

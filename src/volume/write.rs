@@ -111,6 +111,9 @@ impl Core {
         if let Some(fault) = &state.fault {
             return Err(fault.clone());
         }
+        if state.closing {
+            return Err(VolumeError::Closed);
+        }
         Self::check_range(&state, range)?;
         let appended = match log.append(kind, head, body.clone()) {
             Ok(appended) => appended,

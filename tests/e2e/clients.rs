@@ -152,12 +152,12 @@ pub(crate) fn fio_verifies_what_it_wrote_under_load(kind: Kind) {
             "--rw=randwrite",
             "--bsrange=512-128k",
             "--bs_unaligned",
-            "--size=128M",
+            "--size=96M",
             "--iodepth=16",
             "--fsync=32",
         ],
     );
-    fio(&host, &server.unix, &["--rw=write", "--bs=1M", "--size=256M", "--iodepth=4", "--end_fsync=1"]);
+    fio(&host, &server.unix, &["--rw=write", "--bs=1M", "--size=128M", "--iodepth=4", "--end_fsync=1"]);
     server.close();
 }
 

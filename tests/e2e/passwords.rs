@@ -32,7 +32,7 @@ pub(crate) fn a_password_comes_from_a_file_a_command_or_the_environment(kind: Ki
 
 /// Answers each prompt on a terminal of its own; prints all that was shown there, and has the program's exit code.
 const TERMINAL: &str = r#"
-import os, pty, sys
+import os, pty, sys, termios, time
 dialogue, words = sys.argv[1].split("\x01")[:-1], sys.argv[2:]
 process, terminal = pty.fork()
 if process == 0:
@@ -51,6 +51,9 @@ for prompt, answer in zip(dialogue[::2], dialogue[1::2]):
     while prompt.encode() not in shown[begin:]:
         if not read():
             break
+    # What is typed before the echo is off would be shown, as everywhere.
+    while termios.tcgetattr(terminal)[3] & termios.ECHO:
+        time.sleep(0.01)
     os.write(terminal, answer.encode() + b"\n")
 while read():
     pass

@@ -4,6 +4,7 @@ mod basic;
 mod bucket_prefix;
 mod cost;
 mod crash_points;
+mod ends;
 mod host;
 mod model;
 mod object_table;

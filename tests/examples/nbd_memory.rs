@@ -5,7 +5,7 @@ use std::{error::Error, net::Ipv4Addr, path::Path, sync::Arc};
 use s3bd::nbd::{Export, Limits, Listener, Server};
 
 #[allow(dead_code)]
-#[path = "../tests/nbd/memory.rs"]
+#[path = "../nbd/memory.rs"]
 mod memory;
 
 #[tokio::main]
