@@ -5,11 +5,10 @@ mod support;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use s3bd::store::open::{OpenOptions, open_store, os_random};
 use s3bd::store::retry::RetryOptions;
 use s3bd::store::s3::S3;
-use s3bd::store::{ErrorKind, PutMode, Range, Store};
+use s3bd::store::{ErrorKind, PutMode, Store};
 use store_suite::{DynStore, Traits, check, get, put};
 use support::garage::{BUCKET, Garage};
 
