@@ -2,13 +2,21 @@
 //!
 //! There need not be a kernel NBD device: nbdfuse makes a file of the volume, a loop device with direct I/O a disk of the
 //! file. Flush, trim and zero reach the server. Everything is taken down when a test fails, also over a server that is dead.
+//!
+//! The mounts of a test are seen by that test alone: mkfs.btrfs looks at every loop device that is mounted, and gives up
+//! over one whose server another test has just killed.
 
 use std::{
+    cell::Cell,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
+use rustix::{
+    mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount},
+    thread::{UnshareFlags, unshare_unsafe},
+};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
@@ -37,6 +45,7 @@ pub struct Disk {
 impl Disk {
     /// Attaches what is served at `uri`.
     pub fn attach(uri: &str) -> Self {
+        keep_mounts_private();
         let folder = tempfile::tempdir().expect("a folder");
         for name in ["fuse", "mount"] {
             std::fs::create_dir(folder.path().join(name)).expect("a folder");
@@ -149,8 +158,26 @@ impl Drop for Disk {
     }
 }
 
+/// Gives this thread, and what it starts, a mount namespace without other people's loop devices. It ends with the last of
+/// them, and all its mounts with it.
+fn keep_mounts_private() {
+    thread_local!(static PRIVATE: Cell<bool> = const { Cell::new(false) });
+    if PRIVATE.replace(true) {
+        return;
+    }
+    // SAFETY: no table of file descriptors is unshared, only mounts.
+    #[expect(unsafe_code, reason = "rustix offers this one call for all kinds of namespaces")]
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.expect("a mount namespace: the tests run as root");
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).expect("private mounts");
+    let mounts = std::fs::read_to_string("/proc/thread-self/mounts").expect("a list of mounts");
+    for line in mounts.lines().rev().filter(|line| line.starts_with("/dev/loop")) {
+        let folder = line.split(' ').nth(1).expect("where it is mounted");
+        unmount(folder, UnmountFlags::DETACH).expect("it is mounted");
+    }
+}
+
 fn is_mounted(folder: &Path) -> bool {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("a list of mounts");
+    let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").expect("a list of mounts");
     let folder = folder.display().to_string();
     mounts.lines().any(|line| line.split(' ').nth(4) == Some(&folder))
 }
