@@ -2,7 +2,10 @@
 //!
 //! Frames and objects are named once a page and referred to by their position in the page's own tables.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -245,6 +248,13 @@ fn unpack(
     }
     if !stored.frames.iter().all(StoredFrame::is_bounded) {
         return Err("length of a frame");
+    }
+    let mut objects = HashSet::with_capacity(stored.objects.len());
+    let mut numbers = HashSet::with_capacity(stored.frames.len());
+    if !stored.objects.iter().all(|object| objects.insert(object))
+        || !stored.frames.iter().all(|frame| numbers.insert((frame.object, frame.number)))
+    {
+        return Err("object or frame named twice");
     }
     let frames = stored
         .frames

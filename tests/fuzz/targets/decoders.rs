@@ -68,7 +68,8 @@ pub(crate) fn index(bytes: &[u8]) {
         assert_eq!(index.encode().as_deref(), Ok(plain));
     }
     if let Ok(object) = decode_header(bytes) {
-        assert_eq!(encode_header(&object), bytes[..encode_header(&object).len()]);
+        // Not byte by byte: reserved ones are not looked at.
+        assert_eq!(decode_header(&encode_header(&object)), Ok(object));
     }
     let _ = Footer::decode(bytes, offset);
     let _ = Footer::decode(bytes, bytes.len() as u64);
