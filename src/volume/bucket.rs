@@ -24,12 +24,7 @@ use crate::{
         names, object,
     },
     map::delta::NewObject,
-    seal::{
-        SealError, frame,
-        keys::Keys,
-        slot::Secret,
-        small,
-    },
+    seal::{SealError, frame, keys::Keys, slot::Secret, small},
     store::{ErrorKind, Put, PutMode, Range, Store},
 };
 

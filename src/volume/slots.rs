@@ -258,7 +258,10 @@ pub async fn remove(env: &Env, header: &Header, name: &str) -> Result<(), Volume
     // Under another name: a delete that is repeated late cannot take this one, too.
     if let Some(removed) = removed {
         let back = put_new(env, &removed).await?;
-        tracing::warn!(slot = id(&back), "the other key slots were removed meanwhile: put back under this name");
+        tracing::warn!(
+            slot = id(&back),
+            "the other key slots were removed meanwhile: put back under this name"
+        );
     }
     Err(last())
 }
