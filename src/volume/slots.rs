@@ -35,11 +35,13 @@ use crate::{
         slot::{NewSlot, Secret, UnlockError, unwrap, wrap},
         small::OpenError,
     },
-    store::{Put, PutMode, Store},
+    store::{Listed, Put, PutMode, Store},
 };
 
 /// Names drawn for one slot before something must be wrong with the randomness or the store.
 const NAMES_MAX: u32 = 16;
+/// A slot has some 200 bytes and a label; a larger object is not fetched, since anybody may have put it there.
+const SLOT_BYTES_MAX: u64 = 64 << 10;
 
 /// A volume whose master key is known.
 #[derive(Debug)]
@@ -95,6 +97,15 @@ pub struct NewSecret<'a> {
     pub label: &'a str,
 }
 
+/// A listed slot; `None` where it is gone by now. Bytes that are not whole are fetched again.
+async fn load_listed(store: &dyn Store, listed: &Listed) -> Result<Option<Slot>, VolumeError> {
+    if listed.bytes > SLOT_BYTES_MAX {
+        let error = FormatError::Malformed { what: "key slot", detail: "larger than a slot can be" };
+        return Err(VolumeError::damaged(&listed.key, error));
+    }
+    Ok(whole(|| load_slot(store, &listed.key)).await?.map(|(slot, _)| slot))
+}
+
 async fn load_slot(store: &dyn Store, name: &str) -> Result<Option<(Slot, Bytes)>, VolumeError> {
     let Some(bytes) = get_whole(store, name).await? else { return Ok(None) };
     let slot = Slot::decode(&bytes).map_err(|error| VolumeError::damaged(name, error))?;
@@ -105,8 +116,8 @@ async fn load_slot(store: &dyn Store, name: &str) -> Result<Option<(Slot, Bytes)
 pub async fn load_slots(store: &dyn Store) -> Result<Vec<KeySlot>, VolumeError> {
     let mut slots = Vec::new();
     for listed in store.list(names::KEYS, None, None).await? {
-        let slot = match whole(|| load_slot(store, &listed.key)).await {
-            Ok(Some((slot, _))) => Ok(slot),
+        let slot = match load_listed(store, &listed).await {
+            Ok(Some(slot)) => Ok(slot),
             Ok(None) => continue,
             Err(VolumeError::Damaged { error, .. }) => Err(error),
             Err(error) => return Err(error),
@@ -151,8 +162,8 @@ pub async fn unlock(store: &dyn Store, secret: &Secret) -> Result<Unlocked, Volu
     let (mut wrong, mut others) = (0, 0);
     let mut damage = Vec::new();
     for listed in store.list(names::KEYS, None, None).await? {
-        let slot = match whole(|| load_slot(store, &listed.key)).await {
-            Ok(Some((slot, _))) => slot,
+        let slot = match load_listed(store, &listed).await {
+            Ok(Some(slot)) => slot,
             Ok(None) => continue,
             Err(error @ VolumeError::Damaged { .. }) => {
                 damage.push(error.to_string());

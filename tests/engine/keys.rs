@@ -343,6 +343,9 @@ async fn a_damaged_slot_is_no_wrong_password_and_a_wrong_password_no_damage() {
         assert!(right.contains("the secret is right, but the key slot is damaged"), "{right}");
         assert!(matches!(wrong, VolumeError::WrongSecret { slots: 1 }), "{wrong}");
     }
+    // What is too large for a slot is not even fetched.
+    let (right, _) = with(vec![0; 70_000]).await;
+    assert!(right.unwrap_err().to_string().contains("larger than a slot can be"));
     // Beside a whole slot, nobody can say which of them a wrong secret was meant for.
     let store = volume().await;
     add(Arc::new(store.clone()), 2, &password("another"), "another").await.unwrap();
