@@ -104,7 +104,7 @@ impl Procedure {
             Self::Add => assert!(old && other && (new || !done), "{case}"),
             Self::RemoveOther => assert!(old && !(done && other), "{case}"),
             Self::RemoveOwn => assert!(other && !(done && old), "{case}"),
-            Self::Change => assert!(other && (old || new) && (!done || (new && !old)), "{case}"),
+            Self::Change => assert!(other && (old || new) && !(done && old), "{case}"),
         }
         if self == Self::Change && old {
             change(Arc::new(store.clone()), 77).await.unwrap();
