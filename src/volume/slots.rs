@@ -171,6 +171,10 @@ pub async fn unlock(store: &dyn Store, secret: &Secret) -> Result<Unlocked, Volu
             }
             Err(error) => return Err(error),
         };
+        if slot.volume != header.volume {
+            damage.push(format!("{}: it belongs to another volume", listed.key));
+            continue;
+        }
         match unwrap(&slot, secret, header.volume) {
             Ok(master) => return Ok(Unlocked { header, header_digest, master, slot: listed.key }),
             Err(UnlockError::OtherKind) => others += 1,
