@@ -36,7 +36,8 @@ e2e::claims! {
     passwords:
         a_password_comes_from_a_file_a_command_or_the_environment,
         a_terminal_is_asked_and_shows_nothing,
-        neither_plaintext_nor_password_is_stored_or_logged;
+        neither_plaintext_nor_password_is_stored_or_logged,
+        keys_are_added_listed_changed_and_removed;
     errors:
         a_wrong_or_missing_password_is_refused,
         a_volume_without_a_password_says_so,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use s3bd::store::open::{OpenOptions, Opened, open_store, os_random};
+use s3bd::store::open::{OldVersions, OpenOptions, Opened, open_store, os_random};
 use s3bd::store::retry::RetryOptions;
 use s3bd::store::s3::S3;
 use s3bd::store::s3_config::S3Options;
@@ -464,4 +464,29 @@ fn the_usual_variables_and_files_are_read() {
         assert!(outcome.contains("Ok([])") && outcome.contains(region), "{profile} {variables:?}: {outcome}");
     }
     assert_eq!(server.count("LIST"), 6);
+}
+
+#[tokio::test]
+async fn a_bucket_says_whether_it_keeps_old_versions_or_nobody_knows() {
+    let server = S3Server::start();
+    let opened = open(&server).await;
+    let status = |status: &str| {
+        let namespace = "http://s3.amazonaws.com/doc/2006-03-01/";
+        let xml =
+            format!("<VersioningConfiguration xmlns=\"{namespace}\">{status}</VersioningConfiguration>");
+        Reply { body: Some(xml), ..Reply::new(200, "") }
+    };
+    for (answer, expected) in [
+        (status(""), OldVersions::Gone),
+        (status("<Status>Enabled</Status>"), OldVersions::Kept),
+        // What was kept before stays.
+        (status("<Status>Suspended</Status>"), OldVersions::Kept),
+        (message(403, "AccessDenied", "no"), OldVersions::Unknown),
+        (message(501, "NotImplemented", "what?"), OldVersions::Unknown),
+        (message(500, "InternalError", "later"), OldVersions::Unknown),
+    ] {
+        let shown = format!("{answer:?}");
+        server.set_plan(move |_| HttpFault::Before(answer.clone()));
+        assert_eq!(opened.old_versions().await, expected, "{shown}");
+    }
 }

@@ -64,7 +64,11 @@ fn volume_code(error: &VolumeError) -> u8 {
     match error {
         VolumeError::Store(error) => store_code(error),
         VolumeError::NoVolume => NOT_FOUND,
-        VolumeError::WrongSecret { .. } | VolumeError::SecretNeeded | VolumeError::SecretNotNeeded => SECRET,
+        VolumeError::WrongSecret { .. }
+        | VolumeError::NoFittingSlot { .. }
+        | VolumeError::SecretNeeded
+        | VolumeError::SecretNotNeeded => SECRET,
+        VolumeError::OldSlotLeft { error, .. } => volume_code(error),
         VolumeError::InUse { .. } | VolumeError::Locked { .. } => IN_USE,
         VolumeError::Diverged { .. } | VolumeError::RolledBack { .. } | VolumeError::Fenced { .. } => {
             DIVERGED

@@ -4,13 +4,16 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use super::{
-    exit, say,
+    exit,
+    new_secret::CostArgs,
+    say,
     secret::SecretArgs,
     size::{SIZE_HELP, parse_size, show_size},
     target::Target,
 };
 use crate::{
     format::{header::BLOCK_BYTES_MAX, ids::Codec, slot::Argon2},
+    seal::slot::Secret,
     volume::{
         env::Env,
         init::{NewVolume, init},
@@ -36,6 +39,8 @@ pub(super) struct Init {
     compression: CompressionArg,
     #[command(flatten)]
     secret: SecretArgs,
+    #[command(flatten)]
+    cost: CostArgs,
 }
 
 /// The compressions by name.
@@ -67,38 +72,51 @@ impl CompressionArg {
 impl Init {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let outside = self.target.outside().await?;
-        make(&self.target, &outside.env, self.size, self.block_size, self.compression, &self.secret).await
+        let cost = self.cost.cost()?;
+        let new = New {
+            size: self.size,
+            block_size: self.block_size,
+            compression: self.compression,
+            secret: &self.secret,
+            cost,
+        };
+        make(&self.target, &outside.env, new).await
     }
 }
 
+/// What a user wants of a new volume.
+pub(super) struct New<'a> {
+    /// Size, bytes.
+    pub(super) size: u64,
+    /// Block size, bytes.
+    pub(super) block_size: u64,
+    pub(super) compression: CompressionArg,
+    pub(super) secret: &'a SecretArgs,
+    /// Cost of a password's derivation.
+    pub(super) cost: Argon2,
+}
+
 /// Makes a volume and says so.
-pub(super) async fn make(
-    target: &Target,
-    env: &Env,
-    size: u64,
-    block_size: u64,
-    compression: CompressionArg,
-    secret: &SecretArgs,
-) -> anyhow::Result<()> {
-    let block_bytes = check(size, block_size)?;
-    let secret = secret.choose(&target.name()).await?;
+pub(super) async fn make(target: &Target, env: &Env, wanted: New<'_>) -> anyhow::Result<()> {
+    let size = wanted.size;
+    let block_bytes = check(size, wanted.block_size)?;
+    let secret = wanted.secret.choose(&target.name()).await?;
     let new = NewVolume {
         size_bytes: size,
         block_bytes,
-        compression: compression.codec(),
+        compression: wanted.compression.codec(),
         secret: &secret,
-        cost: Argon2::RECOMMENDED,
+        cost: wanted.cost,
     };
-    let bucket = init(env, &new).await.with_context(|| target.name())?;
+    init(env, &new).await.with_context(|| target.name())?;
     say(format_args!(
         "{}: made a volume of {} ({size} bytes), blocks of {block_bytes} bytes, {}",
         target.name(),
         show_size(size),
-        match bucket.header.protection {
-            crate::format::header::Protection::Open =>
-                "without a password: whoever reads the bucket reads the data",
-            crate::format::header::Protection::Secret =>
-                "protected by a password: there is no way in without it",
+        match secret {
+            Secret::Nothing => "without a password: whoever reads the bucket reads the data",
+            Secret::Password(_) => "protected by a password: there is no way in without it",
+            Secret::KeyFile(_) => "protected by a key file: there is no way in without it",
         },
     ));
     Ok(())

@@ -7,6 +7,8 @@ mod exit;
 mod fsck;
 mod info;
 mod init;
+mod key;
+mod new_secret;
 mod open;
 mod progress;
 mod recover;
@@ -50,6 +52,9 @@ enum Command {
     Fsck(fsck::Fsck),
     /// Say what a volume is, from its bucket alone.
     Info(info::Info),
+    /// List, add, remove and change the secrets that open a volume.
+    #[command(subcommand)]
+    Key(key::Key),
 }
 
 /// Runs the program on its command line.
@@ -78,6 +83,7 @@ pub fn main() -> ExitCode {
             Command::Recover(command) => command.run().await,
             Command::Fsck(command) => return command.run().await,
             Command::Info(command) => command.run().await,
+            Command::Key(command) => command.run().await,
         }
         .map(|()| exit::DONE)
     });

@@ -17,6 +17,7 @@ use super::{
     tell,
 };
 use crate::{
+    format::slot::Argon2,
     nbd::{Device, Export},
     seal::frame::Compression,
     volume::{
@@ -160,7 +161,14 @@ impl Open {
             Ok(_) => Ok(()),
             Err(VolumeError::NoVolume) => {
                 let compression = self.tuning.compression.unwrap_or_default();
-                init::make(&self.target, env, size, init::BLOCK_BYTES, compression, &self.secret).await
+                let new = init::New {
+                    size,
+                    block_size: init::BLOCK_BYTES,
+                    compression,
+                    secret: &self.secret,
+                    cost: Argon2::RECOMMENDED,
+                };
+                init::make(&self.target, env, new).await
             }
             Err(error) => Err(error).with_context(|| self.target.name()),
         }

@@ -11,6 +11,7 @@ pub mod aead;
 pub mod frame;
 pub mod keys;
 pub mod log;
+pub mod recovery;
 pub mod slot;
 pub mod small;
 

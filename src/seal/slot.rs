@@ -1,10 +1,12 @@
 //! Key slots: wrapping the master key under a secret, and back.
 
 use secrecy::{ExposeSecret, SecretSlice};
+use zeroize::Zeroizing;
 
-use super::aead::Key;
+use super::{aead::Key, recovery::RecoveryKey};
 use crate::format::{
     ids::VolumeId,
+    object::TAG_BYTES,
     slot::{Argon2, Slot, Unlock},
 };
 
@@ -23,6 +25,32 @@ impl Secret {
     #[must_use]
     pub fn password(text: &str) -> Self {
         Self::Password(text.as_bytes().to_vec().into())
+    }
+
+    /// A recovery key: to a slot, it is the bytes of a key file.
+    #[must_use]
+    pub fn recovery_key(key: &RecoveryKey) -> Self {
+        Self::KeyFile(key.bytes().to_vec().into())
+    }
+
+    /// What it is, in words.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Nothing => "no secret",
+            Self::Password(_) => "password",
+            Self::KeyFile(_) => "key file or recovery key",
+        }
+    }
+
+    /// How it unlocks a slot that is made with it.
+    #[must_use]
+    pub fn unlock(&self, cost: Argon2) -> Unlock {
+        match self {
+            Self::Nothing => Unlock::Nothing,
+            Self::Password(_) => Unlock::Password(cost),
+            Self::KeyFile(_) => Unlock::KeyFile,
+        }
     }
 
     fn fits(&self, unlock: Unlock) -> bool {
@@ -67,14 +95,18 @@ pub struct NewSlot {
 }
 
 /// Wraps `master` under `secret`.
+///
+/// # Errors
+/// `Derivation` for a cost beyond the bounds, too: no reader would take the slot.
 pub fn wrap(master: &Key, secret: &Secret, new: NewSlot) -> Result<Slot, UnlockError> {
-    let unlock = match secret {
-        Secret::Nothing => Unlock::Nothing,
-        Secret::Password(_) => Unlock::Password(new.cost),
-        Secret::KeyFile(_) => Unlock::KeyFile,
-    };
+    let unlock = secret.unlock(new.cost);
+    if matches!(unlock, Unlock::Password(cost) if !cost.is_bounded()) {
+        return Err(UnlockError::Derivation);
+    }
     let wrapping = wrapping_key(secret, unlock, &new.salt)?;
-    let mut sealed = master.bytes().to_vec();
+    // With room for the tag: to grow would leave a copy of the master key behind.
+    let mut sealed = Zeroizing::new(Vec::with_capacity(master.bytes().len() + TAG_BYTES));
+    sealed.extend_from_slice(master.bytes());
     wrapping.cipher().seal_tail(0, &aad(new.volume, unlock, &new.label, new.created_ms), &mut sealed, 0);
     let mut wrapped = [[0; 16]; 3];
     for (to, from) in wrapped.iter_mut().zip(sealed.chunks_exact(16)) {
@@ -100,7 +132,7 @@ pub fn unwrap(slot: &Slot, secret: &Secret, volume: VolumeId) -> Result<Key, Unl
     if !bool::from(subtle::ConstantTimeEq::ct_eq(&check(&wrapping)[..], &slot.check[..])) {
         return Err(UnlockError::WrongSecret);
     }
-    let mut sealed = zeroize::Zeroizing::new(slot.wrapped.concat());
+    let mut sealed = Zeroizing::new(slot.wrapped.concat());
     let length = wrapping
         .cipher()
         .open_in_place(0, &aad(volume, slot.unlock, &slot.label, slot.created_ms), &mut sealed)
@@ -123,9 +155,13 @@ fn wrapping_key(secret: &Secret, unlock: Unlock, salt: &[u8; 32]) -> Result<Key,
 fn argon2id(password: &[u8], salt: &[u8], cost: Argon2) -> Result<Key, UnlockError> {
     let params = argon2::Params::new(cost.memory_kib, cost.passes, cost.lanes, Some(32))
         .map_err(|_| UnlockError::Derivation)?;
-    let mut out = zeroize::Zeroizing::new([0; 32]);
+    // Its memory depends on the password, too. Too much of it is an error, and not the end of the process.
+    let mut memory = Zeroizing::new(Vec::new());
+    memory.try_reserve_exact(params.block_count()).map_err(|_| UnlockError::Derivation)?;
+    memory.resize(params.block_count(), argon2::Block::default());
+    let mut out = Zeroizing::new([0; 32]);
     argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params)
-        .hash_password_into(password, salt, &mut *out)
+        .hash_password_into_with_memory(password, salt, &mut *out, &mut *memory)
         .map_err(|_| UnlockError::Derivation)?;
     Ok(Key::new(*out))
 }

@@ -34,6 +34,19 @@ pub struct Opened {
     retrying: Retrying<Limited<Metered<Arc<dyn Store>>>>,
     meter: Meter,
     volume: String,
+    /// The bucket itself, where it is one.
+    s3: Option<Arc<S3>>,
+}
+
+/// Whether a store keeps what is deleted or replaced in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OldVersions {
+    /// It does not.
+    Gone,
+    /// It does, or did once.
+    Kept,
+    /// It does not say.
+    Unknown,
 }
 
 /// Opens what holds the volume. Reads configuration and credentials; makes no request to a bucket.
@@ -42,8 +55,13 @@ pub struct Opened {
 /// [`ErrorKind::NotFound`] with an empty key where there is no such directory; [`ErrorKind::Invalid`] and
 /// [`ErrorKind::Denied`] as [`S3::connect`] and [`Directory::open`] have them.
 pub async fn open_store(location: &Location, options: &OpenOptions) -> Result<Opened, StoreError> {
+    let mut s3 = None;
     let backend: Arc<dyn Store> = match &location.backend {
-        Backend::Bucket(bucket) => Arc::new(S3::connect(bucket, &options.s3).await?),
+        Backend::Bucket(bucket) => {
+            let bucket = Arc::new(S3::connect(bucket, &options.s3).await?);
+            s3 = Some(Arc::clone(&bucket));
+            bucket
+        }
         Backend::Directory(path) => {
             let path = path.clone();
             let opened = tokio::task::spawn_blocking(move || Directory::open(&path)).await;
@@ -53,7 +71,7 @@ pub async fn open_store(location: &Location, options: &OpenOptions) -> Result<Op
             Arc::new(opened.map_err(ended)??)
         }
     };
-    Ok(Opened::over(backend, &location.volume, options))
+    Ok(Opened { s3, ..Opened::over(backend, &location.volume, options) })
 }
 
 impl Opened {
@@ -62,7 +80,7 @@ impl Opened {
         let meter = Meter::default();
         let limited = Limited::new(Metered::new(backend, meter.clone()), limits(options.s3.concurrency_max));
         let retrying = Retrying::new(limited, options.retry.clone(), Arc::clone(&options.random));
-        Opened { retrying, meter, volume: volume.to_owned() }
+        Opened { retrying, meter, volume: volume.to_owned(), s3: None }
     }
 
     /// The keys of the volume, with the deadlines of the options.
@@ -84,6 +102,22 @@ impl Opened {
     /// The whole bucket, for commands that list volumes.
     pub fn bucket(&self) -> Arc<dyn Store> {
         Arc::new(self.retrying.clone())
+    }
+
+    /// Whether old versions of objects stay in the store. One request, made once.
+    pub async fn old_versions(&self) -> OldVersions {
+        match &self.s3 {
+            Some(s3) => match s3.keeps_old_versions().await {
+                Ok(true) => OldVersions::Kept,
+                Ok(false) => OldVersions::Gone,
+                // Refused, not known to the server, or not answered.
+                Err(error) => {
+                    tracing::debug!(%error, "the store does not say whether it keeps old versions");
+                    OldVersions::Unknown
+                }
+            },
+            None => OldVersions::Gone,
+        }
     }
 
     /// Calls and bytes so far.

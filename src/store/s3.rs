@@ -111,6 +111,17 @@ impl S3 {
         !self.create_refused.load(Ordering::Relaxed)
     }
 
+    /// Whether objects that are deleted or replaced stay as old versions: the bucket has versioning, or had it once.
+    ///
+    /// # Errors
+    /// The server refuses to say, or knows no versions.
+    pub async fn keeps_old_versions(&self) -> Result<bool, StoreError> {
+        let ask = |client: Client| client.get_bucket_versioning().bucket(&self.bucket).send();
+        let answer = self.call(false, ANSWER_TIMEOUT, ask).await;
+        // Of a bucket that never had it, there is no status.
+        answer.map(|answer| answer.status.is_some()).map_err(|failure| failure.into_error("versioning", ""))
+    }
+
     /// Makes one call with the current credentials, within `limit`.
     async fn call<T, E, F>(
         &self,

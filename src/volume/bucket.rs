@@ -10,26 +10,21 @@ use sha2::{Digest as _, Sha256};
 use super::{
     error::{FrameError, VolumeError},
     frames::FETCHES_MAX,
+    slots::{self, Unlocked},
 };
 use crate::{
     format::{
         claim::Claim,
         codec,
         envelope::Content,
-        header::{Header, Protection},
+        header::Header,
         ids::{Epoch, Generation, ObjectRef},
         index::Index,
         manifest::{Digest, ListedObject, Manifest, ManifestLink},
         names, object,
-        slot::Slot,
     },
     map::delta::NewObject,
-    seal::{
-        SealError, frame,
-        keys::Keys,
-        slot::{Secret, UnlockError, unwrap},
-        small,
-    },
+    seal::{SealError, frame, keys::Keys, slot::Secret, small},
     store::{ErrorKind, Put, PutMode, Range, Store},
 };
 
@@ -61,7 +56,7 @@ pub struct Published {
     pub link: ManifestLink,
 }
 
-async fn get_whole(store: &dyn Store, name: &str) -> Result<Option<Bytes>, VolumeError> {
+pub(super) async fn get_whole(store: &dyn Store, name: &str) -> Result<Option<Bytes>, VolumeError> {
     match store.get(name, Range::Full).await {
         Ok(got) => Ok(Some(got.bytes)),
         Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => Ok(None),
@@ -71,7 +66,7 @@ async fn get_whole(store: &dyn Store, name: &str) -> Result<Option<Bytes>, Volum
 
 /// Reads again what came damaged, [`FETCHES_MAX`] times in all: the network damages bytes, too, and one flipped bit must
 /// not keep a volume from being opened.
-async fn whole<T, F>(read: impl Fn() -> F + Send) -> Result<T, VolumeError>
+pub(super) async fn whole<T, F>(read: impl Fn() -> F + Send) -> Result<T, VolumeError>
 where
     F: Future<Output = Result<T, VolumeError>> + Send,
 {
@@ -89,11 +84,6 @@ where
     }
 }
 
-async fn load_slot(store: &dyn Store, name: &str) -> Result<Option<Slot>, VolumeError> {
-    let Some(bytes) = get_whole(store, name).await? else { return Ok(None) };
-    Slot::decode(&bytes).map(Some).map_err(|error| VolumeError::damaged(name, error))
-}
-
 impl Bucket {
     /// Reads the header alone: no secret needed.
     pub async fn header(store: &dyn Store) -> Result<(Header, Digest), VolumeError> {
@@ -108,41 +98,9 @@ impl Bucket {
 
     /// Reads header and key slots, and opens the volume with `secret`: one derivation a slot at most.
     pub async fn unlock(store: Arc<dyn Store>, secret: &Secret) -> Result<Self, VolumeError> {
-        let (header, header_digest) = Self::header(&*store).await?;
-        match (header.protection, secret) {
-            (Protection::Secret, Secret::Nothing) => return Err(VolumeError::SecretNeeded),
-            (Protection::Open, Secret::Password(_) | Secret::KeyFile(_)) => {
-                return Err(VolumeError::SecretNotNeeded);
-            }
-            _ => {}
-        }
-        let mut tried = 0;
-        let mut damage = Vec::new();
-        for listed in store.list(names::KEYS, None, None).await? {
-            let slot = match whole(|| load_slot(&*store, &listed.key)).await {
-                Ok(Some(slot)) => slot,
-                Ok(None) => continue,
-                Err(error @ VolumeError::Damaged { .. }) => {
-                    damage.push(error.to_string());
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            match unwrap(&slot, secret, header.volume) {
-                Ok(master) => {
-                    let keys = Arc::new(Keys::new(header.volume, &master));
-                    return Ok(Self { store, header, header_digest, keys });
-                }
-                Err(UnlockError::OtherKind) => {}
-                Err(UnlockError::WrongSecret) => tried += 1,
-                Err(error) => damage.push(format!("{}: {error}", listed.key)),
-            }
-        }
-        if damage.is_empty() && tried > 0 {
-            return Err(VolumeError::WrongSecret { slots: tried });
-        }
-        let detail = if damage.is_empty() { "there is none".to_owned() } else { damage.join("; ") };
-        Err(VolumeError::NoSlot { detail })
+        let Unlocked { header, header_digest, master, .. } = slots::unlock(&*store, secret).await?;
+        let keys = Arc::new(Keys::new(header.volume, &master));
+        Ok(Self { store, header, header_digest, keys })
     }
 
     /// Block size, bytes.

@@ -52,9 +52,18 @@ pub enum VolumeError {
         /// Slots tried.
         slots: usize,
     },
+    /// No slot is for such a secret.
+    #[error("none of the {slots} key slots of this volume is for a {given}: s3bd key list shows them")]
+    NoFittingSlot {
+        /// What was given.
+        given: &'static str,
+        /// Slots of other kinds.
+        slots: usize,
+    },
     /// It needs a secret.
     #[error(
-        "this volume is protected by a password: give it with --password-file, --password-command or S3BD_PASSWORD"
+        "this volume is protected by a password: give it with --password-file, --password-command or S3BD_PASSWORD, or a \
+         key file with --key-file"
     )]
     SecretNeeded,
     /// It needs none.
@@ -65,6 +74,42 @@ pub enum VolumeError {
     NoSlot {
         /// What is wrong with them.
         detail: String,
+    },
+    /// No slot of that name or label.
+    #[error("there is no key slot {which:?}: s3bd key list shows them")]
+    UnknownSlot {
+        /// What was asked for.
+        which: String,
+    },
+    /// Several slots of that label.
+    #[error("several key slots are labelled {label:?}: say which of {slots}")]
+    AmbiguousSlot {
+        /// What was asked for.
+        label: String,
+        /// Their names.
+        slots: String,
+    },
+    /// Without this slot nothing would open the volume.
+    #[error(
+        "key slot {slot} is not removed: no other slot would be left that opens the volume, and there is no way in without \
+         one; add another first"
+    )]
+    LastSlot {
+        /// Its name.
+        slot: String,
+    },
+    /// A change of a secret did all but its last step.
+    #[error(
+        "the new secret opens the volume by key slot {new}, but the old slot {old} may still be there: {error}; run it \
+         again, or remove the old slot with s3bd key remove"
+    )]
+    OldSlotLeft {
+        /// The new slot.
+        new: String,
+        /// The old slot.
+        old: String,
+        /// Why it is there.
+        error: Box<VolumeError>,
     },
     /// A small object in the bucket or a file in the state directory is not what was written.
     #[error("{name}: {error}")]
@@ -256,6 +301,10 @@ impl VolumeError {
             Self::NoVolume
             | Self::Exists { .. }
             | Self::WrongSecret { .. }
+            | Self::NoFittingSlot { .. }
+            | Self::UnknownSlot { .. }
+            | Self::AmbiguousSlot { .. }
+            | Self::LastSlot { .. }
             | Self::SecretNeeded
             | Self::SecretNotNeeded
             | Self::Locked { .. }
@@ -264,6 +313,7 @@ impl VolumeError {
             | Self::ReadOnly
             | Self::Invalid(_) => Kind::Invalid,
             Self::Closed => Kind::Closed,
+            Self::OldSlotLeft { error, .. } => error.kind(),
         }
     }
 

@@ -38,6 +38,7 @@ pub mod read;
 pub mod readahead;
 pub mod record;
 pub mod settings;
+pub mod slots;
 pub mod state;
 pub mod waiters;
 pub mod walk;

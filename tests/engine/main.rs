@@ -6,6 +6,7 @@ mod cost;
 mod crash_points;
 mod ends;
 mod host;
+mod keys;
 mod model;
 mod object_table;
 mod oracle;

@@ -180,6 +180,18 @@ fn a_slot_with_another_label_time_or_volume_does_not_open() {
 }
 
 #[test]
+fn the_recovery_key_of_the_document_is_read_and_written() {
+    use s3bd::seal::recovery::{RecoveryKey, Typed};
+    let shown = &text_block("recovery-key")[0];
+    let key = RecoveryKey::new(std::array::from_fn(|at| 0xA0 + at as u8));
+    assert_eq!(**shown, **key.text());
+    assert_eq!(RecoveryKey::read(shown.as_bytes()), Typed::Key(key.clone()));
+    // To a slot, it is the bytes of a key file.
+    let slot = world::slot(&Secret::KeyFile(key.bytes().to_vec().into()), 2, "recovery key");
+    assert!(unwrap(&slot, &Secret::recovery_key(&key), world::VOLUME).is_ok());
+}
+
+#[test]
 fn a_small_thing_sealed_as_another_version_does_not_open() {
     use aes_gcm::{
         Aes256Gcm, KeyInit,
