@@ -23,6 +23,7 @@
 //! blocks for a frame as the map does (the seal proves that a frame is the one meant); repair.
 
 pub mod blocks;
+pub mod detail;
 pub mod finding;
 pub mod progress;
 pub mod report;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{
     Finding,
-    finding::{IndexProblem, object_name},
+    detail::IndexProblem,
+    finding::object_name,
 };
 use crate::{
     format::{
