@@ -166,7 +166,7 @@ struct Check<'a> {
 impl<'a> Check<'a> {
     fn new(bucket: &Bucket, options: &'a Options, progress: &'a dyn Progress) -> Self {
         let report = Report { block_bytes: bucket.block_bytes(), ..Report::default() };
-        let direct = Direct { bucket: bucket.clone() };
+        let direct = Direct::new(bucket.clone());
         Self {
             direct,
             options,

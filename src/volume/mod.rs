@@ -29,6 +29,7 @@ pub mod init;
 pub mod layer;
 pub mod local;
 pub mod log;
+pub mod mend;
 pub mod object;
 pub mod open;
 pub mod pack;

@@ -193,7 +193,7 @@ impl Publisher {
             return true;
         }
         let state = self.core.state();
-        state.delta.extents.is_empty() && state.checkpointing.is_none()
+        state.delta.extents.is_empty() && state.checkpointing.is_none() && self.core.moving().is_empty()
     }
 
     async fn next_event(&mut self) -> Event {
@@ -349,6 +349,7 @@ impl Publisher {
         if let Some(checkpoint) = checkpoint {
             state.roots = checkpoint.roots;
             state.checkpointing = None;
+            self.core.moving().retain(|page| !checkpoint.moved.contains(page));
         }
         news.iter().for_each(|new| state.delta.apply(new));
         state.delta.epoch = cut.epoch;
@@ -472,6 +473,7 @@ impl Publisher {
             mapped_blocks: self.newest.manifest.totals.mapped_blocks,
             tenure: self.tenure,
             sequences: Arc::clone(&self.sequences),
+            moved: core.moving().clone(),
         };
         drop(state);
         self.checkpoint = Some(Task::spawn(async move { checkpoint::run(&core, &job).await }));
@@ -562,7 +564,7 @@ async fn upload_object(
 ) -> Result<NewObject, VolumeError> {
     let _slot = core.upload_slots.acquire().await.map_err(|_| VolumeError::Closed)?;
     let at = At::Below(facts.epoch.next());
-    let mut lost = Vec::new();
+    let mut lost = plan.lost;
     let mut frames = Vec::with_capacity(plan.frames.len());
     for runs in plan.frames {
         frames.push(gather(&core, runs, at, &mut lost).await?);
@@ -615,7 +617,7 @@ fn build(
     mut builder: ObjectBuilder,
     frames: Vec<(Vec<Run>, Vec<u8>)>,
     mut holes: Vec<Run>,
-    lost: Vec<Run>,
+    mut lost: Vec<Run>,
     block_bytes: usize,
 ) -> Result<super::object::BuiltObject, VolumeError> {
     for (runs, plain) in frames {
@@ -626,6 +628,7 @@ fn build(
         holes.extend(zeros);
     }
     holes.sort_unstable_by_key(|run| run.block);
+    lost.sort_unstable_by_key(|run| run.block);
     builder.set_holes(holes);
     builder.set_lost(lost);
     checkpoint::finish(builder)
