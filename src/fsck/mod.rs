@@ -20,12 +20,14 @@
 //!
 //! # Not handled
 //! Maps of pinned epochs below the newest; objects of other volumes that a clone reads; whether an index names the same
-//! blocks for a frame as the map does (the seal proves that a frame is the one meant); repair.
+//! blocks for a frame as the map does (the seal proves that a frame is the one meant).
 
 pub mod blocks;
 pub mod detail;
 pub mod finding;
 pub mod progress;
+pub mod remedy;
+pub mod repair;
 pub mod report;
 
 mod collected;
@@ -45,6 +47,7 @@ pub use self::{
     blocks::Blocks,
     finding::{Finding, Severity},
     progress::{Progress, Stage},
+    remedy::Remedy,
     report::{Counts, Report},
 };
 use self::{data::Reader, lost::Lost};

@@ -82,14 +82,8 @@ pub fn all() -> Vec<Damage> {
     use Damage::*;
     const INSIDE: [Inside; 4] =
         [Inside::FlippedFirst, Inside::FlippedLast, Inside::Garbage, Inside::Replaced];
-    const WHOLE: [Whole; 6] = [
-        Whole::Missing,
-        Whole::Empty,
-        Whole::CutShort,
-        Whole::Flipped,
-        Whole::Garbage,
-        Whole::Replaced,
-    ];
+    const WHOLE: [Whole; 6] =
+        [Whole::Missing, Whole::Empty, Whole::CutShort, Whole::Flipped, Whole::Garbage, Whole::Replaced];
     const OBJECTS: [Which; 4] = [Which::Listed, Which::Live, Which::Pages, Which::Dead];
     let mut all = vec![NewestManifest(Whole::Older), OlderManifest(Whole::Older)];
     for whole in WHOLE {
@@ -120,7 +114,7 @@ pub fn all() -> Vec<Damage> {
 }
 
 impl Which {
-    fn of(self, anatomy: &Anatomy) -> &Part {
+    pub fn of(self, anatomy: &Anatomy) -> &Part {
         let is_data = |part: &Part| part.index.parts > 0 && part.index.frames.len() > 1;
         anatomy.object(|part| match self {
             Self::Listed => part.entry.is_none() && is_data(part) && !part.visible.is_empty(),
@@ -141,7 +135,7 @@ impl Which {
 
 impl Damage {
     /// The name of what it is done to.
-    fn name(self, anatomy: &Anatomy) -> String {
+    pub fn name(self, anatomy: &Anatomy) -> String {
         let last = |prefix, back: usize| {
             let names = anatomy.names(prefix);
             names[names.len() - 1 - back].clone()
