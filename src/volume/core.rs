@@ -6,8 +6,8 @@ use tokio::sync::{Notify, Semaphore, watch};
 use wal::Lsn;
 
 use super::{
-    bucket::Bucket, env::Env, error::VolumeError, frames::Frames, log::Log, payload::PayloadMemory,
-    readahead::Streams, settings::Settings, state::State, waiters::Waiters,
+    bucket::Bucket, earlier::Rebased, env::Env, error::VolumeError, frames::Frames, log::Log,
+    payload::PayloadMemory, readahead::Streams, settings::Settings, state::State, waiters::Waiters,
 };
 use crate::{
     format::ids::{Epoch, Generation},
@@ -41,6 +41,7 @@ pub struct Core {
     cut_to: Mutex<Lsn>,
     streams: Mutex<Streams>,
     moving: Mutex<Vec<PageAt>>,
+    rebased: Mutex<Option<Rebased>>,
     failed: watch::Sender<bool>,
     state: RwLock<State>,
 }
@@ -83,6 +84,7 @@ impl Core {
             cut_to: Mutex::default(),
             streams: Mutex::default(),
             moving: Mutex::default(),
+            rebased: Mutex::default(),
             failed: watch::Sender::new(false),
             state: RwLock::new(state),
         }
@@ -127,6 +129,11 @@ impl Core {
     /// Pages that the next checkpoint writes anew whatever they hold, since where they are they cannot be relied on.
     pub fn moving(&self) -> MutexGuard<'_, Vec<PageAt>> {
         self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Set where the state goes on with earlier maps, until the publisher has seen it.
+    pub(super) fn rebased(&self) -> MutexGuard<'_, Option<Rebased>> {
+        self.rebased.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nothing more is acknowledged, for this reason; the first one stays. Everybody who waits gets it.

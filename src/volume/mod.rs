@@ -20,6 +20,7 @@ pub mod checkpoint;
 pub mod claims;
 pub mod core;
 pub mod device;
+pub mod earlier;
 pub mod env;
 pub mod error;
 pub mod frames;

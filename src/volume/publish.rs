@@ -33,6 +33,7 @@ use super::{
     checkpoint::{self, Checkpoint},
     claims::{self, Tenure},
     core::{Core, Progress},
+    earlier::Rebased,
     env::random_bytes,
     error::VolumeError,
     layer::Layer,
@@ -156,6 +157,7 @@ impl Publisher {
     async fn serve(&mut self) -> Result<(), VolumeError> {
         loop {
             self.core.check()?;
+            self.take_rebased();
             if *self.closing.borrow() {
                 // Before the look at what is to be cut: nothing comes after the last cut.
                 self.core.state_mut().closing = true;
@@ -185,6 +187,16 @@ impl Publisher {
                 Event::Look => {}
                 Event::LogRoom => self.log_full = self.core.log()?.retry_if_full(),
             }
+        }
+    }
+
+    /// The state goes on with earlier maps: so do the totals of the manifests to come.
+    fn take_rebased(&mut self) {
+        if let Some(Rebased { mapped_blocks, dropped }) = self.core.rebased().take() {
+            let totals = &mut self.newest.manifest.totals;
+            totals.mapped_blocks = mapped_blocks;
+            totals.objects = totals.objects.saturating_sub(dropped.0);
+            totals.object_bytes = totals.object_bytes.saturating_sub(dropped.1);
         }
     }
 
@@ -381,6 +393,7 @@ impl Publisher {
             None => older.chain(&state.delta.listed).copied().collect(),
         };
         manifest.objects.extend(news.iter().map(|new| new.listed));
+        manifest.roots = state.roots.clone();
         if let Some(checkpoint) = checkpoint {
             manifest.roots = checkpoint.roots.clone();
             manifest.totals.mapped_blocks = checkpoint.mapped_blocks;

@@ -53,6 +53,7 @@ async fn carry_out(volume: &Volume, step: &Step, applied: &mut Applied) -> Resul
                 applied.lost_bytes += core.mark_lost(*run, at).await?;
             }
         }
+        Step::EarlierMaps { maps } => core.rebase(maps).await?,
         Step::MovePage { page, .. } => {
             core.moving().push(*page);
             applied.moved_pages += 1;

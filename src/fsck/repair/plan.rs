@@ -13,7 +13,7 @@ use crate::{
     },
     fsck::{Blocks, Finding, Report, Severity, detail::FrameAt, remedy::Remedy},
     map::tree::{PageAt, last_key},
-    volume::walk::Copy,
+    volume::{earlier::EarlierMaps, walk::Copy},
 };
 
 /// More blocks than this are not marked as lost for one page: each 512 of them are a page of their own, and a volume
@@ -50,6 +50,13 @@ pub enum Step {
         /// Where the copy is.
         copy: Copy,
     },
+    /// The newest checkpoint, of which a page has no whole copy, is made once more, from the one of an earlier manifest and the
+    /// objects since.
+    EarlierMaps {
+        /// Those maps, by the name of the manifest.
+        #[serde(rename = "manifest", serialize_with = "as_manifest")]
+        maps: EarlierMaps,
+    },
     /// All blocks that only a page without a whole copy would lead to become errors until they are overwritten.
     LosePage {
         /// The page.
@@ -62,6 +69,10 @@ pub enum Step {
 
 fn as_place<S: Serializer>(frame: &FrameRef, serializer: S) -> Result<S::Ok, S::Error> {
     FrameAt::from(frame).serialize(serializer)
+}
+
+fn as_manifest<S: Serializer>(maps: &EarlierMaps, serializer: S) -> Result<S::Ok, S::Error> {
+    names::manifest(maps.manifest.generation, maps.manifest.epoch).serialize(serializer)
 }
 
 #[derive(Serialize)]
@@ -162,7 +173,9 @@ pub fn plan(report: &Report, survey: &Survey) -> Plan {
         plan.left.extend(repairable.map(wait));
         return plan;
     }
-    // Pages first: what lies below one that is lost is not to be looked up any more.
+    // Before all else: frames and pages are those of these maps.
+    plan.steps.extend(survey.earlier.clone().map(|maps| Step::EarlierMaps { maps }));
+    // Then pages: what lies below one that is lost is not to be looked up any more.
     for found in &survey.pages {
         plan.add_page(found.page, found.copy, survey.size_blocks);
     }
@@ -204,7 +217,7 @@ impl Plan {
         self.steps.iter().fold((0, 0), |(anew, lost), step| match step {
             Step::Rewrite { blocks, .. } => (anew + blocks.count, lost),
             Step::MarkLost { blocks, .. } => (anew, lost + blocks.count),
-            Step::MovePage { .. } => (anew, lost),
+            Step::MovePage { .. } | Step::EarlierMaps { .. } => (anew, lost),
             Step::LosePage { run, .. } => (anew, lost + run.count),
         })
     }

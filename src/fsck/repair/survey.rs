@@ -1,6 +1,6 @@
 //! What a repair needs to know beyond the findings: what the maps have in damaged places, and where whole copies are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::stream::{StreamExt, TryStreamExt};
 
@@ -9,11 +9,13 @@ use crate::{
     format::{
         ids::{Epoch, FrameRef, Generation},
         index::{MapKind, Run},
+        manifest::{Manifest, Roots},
         page::{Extent, Page, Target},
     },
     fsck::Blocks,
-    map::tree::PageAt,
+    map::{delta::Delta, tree::PageAt},
     volume::{
+        earlier::{self, EarlierMaps},
         error::VolumeError,
         open::load_delta,
         walk::{Copy, Direct, Walk},
@@ -56,6 +58,8 @@ pub struct Survey {
     pub frames: Vec<FoundFrame>,
     /// Pages, in the order of the maps.
     pub pages: Vec<FoundPage>,
+    /// Maps that say the same without a page that has no whole copy; `frames` and `pages` are theirs.
+    pub earlier: Option<EarlierMaps>,
 }
 
 /// Walks the maps of the newest epoch for what they have among `suspects`, and looks where it is whole. Memory grows
@@ -65,14 +69,29 @@ pub struct Survey {
 /// What keeps the volume from being opened, and what the store refuses.
 pub async fn survey(direct: &Direct, suspects: &Suspects) -> Result<Survey, VolumeError> {
     let bucket = &direct.bucket;
-    let newest = bucket.newest_manifest().await?.manifest;
-    let delta = load_delta(bucket, &newest).await?;
-    let mut survey = Survey {
-        epoch: newest.epoch,
-        generation: newest.generation,
-        size_blocks: newest.size_bytes / u64::from(bucket.block_bytes()),
-        ..Survey::default()
-    };
+    let newest = bucket.newest_manifest().await?;
+    let delta = load_delta(bucket, &newest.manifest).await?;
+    let mut survey = look(direct, suspects, &newest.manifest.roots, &delta).await?;
+    let gone = survey.pages.iter().filter(|found| found.copy.is_none()).map(|found| found.page.frame.object);
+    let gone: BTreeSet<_> = gone.map(|object| (object.generation, object.sequence)).collect();
+    if !gone.is_empty()
+        && let Some(earlier) = earlier::find(direct, &newest, &gone).await?
+    {
+        survey = look(direct, suspects, &earlier.roots, &earlier.delta(bucket).await?).await?;
+        survey.earlier = Some(earlier);
+    }
+    let Manifest { epoch, generation, size_bytes, .. } = newest.manifest;
+    Ok(Survey { epoch, generation, size_blocks: size_bytes / u64::from(bucket.block_bytes()), ..survey })
+}
+
+/// What maps have among `suspects`.
+async fn look(
+    direct: &Direct,
+    suspects: &Suspects,
+    roots: &Roots,
+    delta: &Delta,
+) -> Result<Survey, VolumeError> {
+    let mut survey = Survey::default();
     let mut frames: BTreeMap<(FrameName, u64), (FrameRef, Blocks)> = BTreeMap::new();
     let mut take = |extent: &Extent| {
         if let Target::Frame(frame, _) = &extent.target
@@ -83,7 +102,7 @@ pub async fn survey(direct: &Direct, suspects: &Suspects) -> Result<Survey, Volu
         }
     };
     delta.extents.iter().for_each(|extent| take(&extent));
-    for (map, root) in [(MapKind::Blocks, newest.roots.blocks), (MapKind::Objects, newest.roots.objects)] {
+    for (map, root) in [(MapKind::Blocks, roots.blocks), (MapKind::Objects, roots.objects)] {
         let mut walk = Walk::new(direct, map, root.as_ref(), LOADS_MAX, |_, _| true);
         while let Some((at, page)) = walk.next().await {
             match page {

@@ -2,7 +2,7 @@
 
 use super::plan::{Plan, Step};
 use crate::{
-    format::{ids::FrameRef, index::MapKind},
+    format::{ids::FrameRef, index::MapKind, names},
     fsck::{Blocks, detail::FrameAt, finding::object_name},
     map::tree::PageAt,
     volume::walk::Copy,
@@ -27,6 +27,13 @@ impl Plan {
                 Step::Rewrite { at, blocks, .. } | Step::MarkLost { at, blocks } => (at, blocks),
                 Step::MovePage { page, copy } => {
                     lines.push(format!("{}: written anew from {}", page_text(page), place(*copy)));
+                    continue;
+                }
+                Step::EarlierMaps { maps } => {
+                    lines.push(format!(
+                        "the maps: made once more, from those of {} and the objects since",
+                        names::manifest(maps.manifest.generation, maps.manifest.epoch)
+                    ));
                     continue;
                 }
                 Step::LosePage { page, run } => {
