@@ -92,13 +92,15 @@ async fn repair(store: Arc<dyn Store>, disks: &Disks, seed: u64) -> Result<(Plan
     Ok((plan, applied))
 }
 
-/// Damages that a repair does something about; where the last byte of a part is flipped, it does what it does for the first.
+/// Damages that a repair does something about; what it does about a part does not depend on how it was damaged.
 fn repairable() -> impl Iterator<Item = Damage> {
-    let text = |damage: &Damage| format!("{damage:?}");
-    all()
-        .into_iter()
-        .filter(|damage| is_repairable(*damage))
-        .filter(move |damage| !text(damage).contains("FlippedLast"))
+    let is_whole = |damage: &Damage| matches!(damage, Damage::Object(..));
+    let is_first = |damage: &Damage| {
+        let text = format!("{damage:?}");
+        !text.contains("FlippedLast") && !text.contains("Garbage")
+    };
+    let all = all().into_iter().filter(|damage| is_repairable(*damage));
+    all.filter(move |damage| is_whole(damage) || is_first(damage))
 }
 
 fn is_repairable(damage: Damage) -> bool {

@@ -5,7 +5,7 @@
 //! header or index is damaged still has its frames), and in this host's cache, which holds sealed frames as they were in
 //! the bucket. Where a page of the newest maps has no copy, the maps of an earlier manifest and the objects since say the same.
 //! [`plan()`] decides: what has a whole copy is written anew, into new objects; what has none is marked as lost, so that
-//! reading it is an error until it is overwritten. [`apply`] opens the volume as any writer does, writes, and lets the publisher
+//! reading it is an error until it is overwritten. [`apply()`] opens the volume as any writer does, writes, and lets the publisher
 //! publish; damaged objects die by that, since no map names them any more.
 //!
 //! # Crash consistency

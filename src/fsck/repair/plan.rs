@@ -55,7 +55,7 @@ pub enum Step {
     EarlierMaps {
         /// Those maps, by the name of the manifest.
         #[serde(rename = "manifest", serialize_with = "as_manifest")]
-        maps: EarlierMaps,
+        maps: Box<EarlierMaps>,
     },
     /// All blocks that only a page without a whole copy would lead to become errors until they are overwritten.
     LosePage {
@@ -174,7 +174,7 @@ pub fn plan(report: &Report, survey: &Survey) -> Plan {
         return plan;
     }
     // Before all else: frames and pages are those of these maps.
-    plan.steps.extend(survey.earlier.clone().map(|maps| Step::EarlierMaps { maps }));
+    plan.steps.extend(survey.earlier.clone().map(|maps| Step::EarlierMaps { maps: Box::new(maps) }));
     // Then pages: what lies below one that is lost is not to be looked up any more.
     for found in &survey.pages {
         plan.add_page(found.page, found.copy, survey.size_blocks);
