@@ -75,6 +75,8 @@ pub(crate) fn a_damaged_frame_is_found_mended_or_marked_and_overwritten(kind: Ki
     // Without the cache: the frame that was damaged before is in another object now, and every object has one like it.
     fs::remove_dir_all(host.state()).expect("a state directory");
     objects(&volume).iter().for_each(flip);
+    // The page of the map first; what is damaged below it, the check after that finds, and the next repair marks.
+    ended(&fsck(&host, &volume, &["--repair", "--yes"]), 5, &["manifests/", "blocks 0 to 15"]);
     let marked = fsck(&host, &volume, &["--repair", "--yes", "--json"]);
     let outcome: serde_json::Value = serde_json::from_str(&marked.stdout).expect("JSON");
     assert_eq!(marked.code, Some(5), "{outcome:#}");
