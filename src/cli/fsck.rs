@@ -1,17 +1,29 @@
 //! `s3bd fsck`: checks a volume in its bucket, with the exit codes of fsck(8).
 
-use std::time::Duration;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
 
-use super::{exit, say, secret::SecretArgs, size::show_size, target::Target, tell};
+use super::{
+    exit,
+    repair::{Mode, Outcome, repair},
+    say,
+    secret::SecretArgs,
+    size::show_size,
+    target::Target,
+    tell,
+};
 use crate::{
-    fsck::{Finding, Level, Options, Progress, Report, Sample, Severity, Stage, check_store},
-    volume::{bucket::Bucket, error::VolumeError},
+    fsck::{Finding, Level, Options, Progress, Remedy, Report, Sample, Severity, Stage, check_store},
+    seal::slot::Secret,
+    volume::{bucket::Bucket, env::Env, error::VolumeError},
 };
 
+/// Errors were corrected (fsck(8)); with [`ERRORS_LEFT`], some were.
+const CORRECTED: u8 = 1;
 /// Errors were left uncorrected (fsck(8)).
 const ERRORS_LEFT: u8 = 4;
 /// The check itself could not be made (fsck(8)).
@@ -22,7 +34,8 @@ pub(super) const USAGE: u8 = 16;
 /// Check a volume in its bucket.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit codes: 0 nothing is wrong, 4 damage was found, 8 the check could not be made, 16 wrong usage."
+    after_help = "Exit codes: 0 nothing is wrong, 1 all damage was mended, 4 damage was found and is left, 5 some of it was \
+                  mended, 8 the check or the repair could not be made, 16 wrong usage."
 )]
 pub(super) struct Fsck {
     #[command(flatten)]
@@ -38,6 +51,33 @@ pub(super) struct Fsck {
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
+    /// Mend what was found: write it anew from a whole copy, in the bucket or in this host's cache, and mark as unreadable
+    /// what has none. Shows its plan and asks first; needs the volume for itself.
+    #[arg(long)]
+    repair: bool,
+    /// Show what --repair would do, and change nothing.
+    #[arg(long, requires = "repair", conflicts_with = "yes")]
+    dry_run: bool,
+    /// Carry the plan of --repair out without asking.
+    #[arg(long, requires = "repair")]
+    yes: bool,
+}
+
+/// What is printed with `--json`.
+#[derive(Serialize)]
+struct Printed<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    #[serde(flatten)]
+    outcome: Option<&'a Outcome>,
+}
+
+/// What a check needs of the outside, for a repair after it.
+struct Checked {
+    env: Env,
+    secret: Secret,
+    options: Options,
+    report: Report,
 }
 
 fn parse_percent(text: &str) -> Result<f64, String> {
@@ -49,11 +89,8 @@ fn parse_percent(text: &str) -> Result<f64, String> {
 
 impl Fsck {
     pub(super) async fn run(self) -> anyhow::Result<u8> {
-        match self.check().await {
-            Ok(report) => {
-                self.say(&report)?;
-                Ok(if report.is_sound() { exit::DONE } else { ERRORS_LEFT })
-            }
+        match self.check_and_repair().await {
+            Ok(code) => Ok(code),
             Err(error) => {
                 tell(format!("{error:#}"));
                 let usage =
@@ -63,7 +100,37 @@ impl Fsck {
         }
     }
 
-    async fn check(&self) -> anyhow::Result<Report> {
+    async fn check_and_repair(&self) -> anyhow::Result<u8> {
+        if self.json && self.repair && !self.yes && !self.dry_run {
+            return Err(exit::usage("--json with --repair wants --yes or --dry-run: there is nobody to ask"));
+        }
+        let checked = self.check().await?;
+        let report = &checked.report;
+        if !self.json {
+            self.say(report);
+        }
+        let outcome = if self.repair {
+            let Checked { env, secret, options, .. } = &checked;
+            let mode = Mode { dry_run: self.dry_run, yes: self.yes, json: self.json };
+            Some(repair(env, secret, &self.target.name(), report, options, mode).await?)
+        } else {
+            None
+        };
+        if self.json {
+            say(serde_json::to_string_pretty(&Printed { report, outcome: outcome.as_ref() })?);
+        } else if let Some(after) = outcome.as_ref().and_then(|outcome| outcome.after.as_ref()) {
+            say(format_args!("{}: after the repair:", self.target.name()));
+            self.say(after);
+        }
+        Ok(match outcome.as_ref().and_then(|outcome| outcome.after.as_ref()) {
+            Some(after) if after.is_sound() => CORRECTED,
+            Some(_) => CORRECTED | ERRORS_LEFT,
+            None if report.is_sound() => exit::DONE,
+            None => ERRORS_LEFT,
+        })
+    }
+
+    async fn check(&self) -> anyhow::Result<Checked> {
         let name = self.target.name();
         let env = self.target.outside().await?.env;
         let secret = match Bucket::header(&*env.store).await {
@@ -79,16 +146,12 @@ impl Fsck {
         };
         let options = Options { level, ..Options::default() };
         let bar = Bar::new();
-        let report = check_store(env.store, &secret, &options, &bar).await;
-        bar.0.finish_and_clear();
-        report.context(name)
+        let report = check_store(Arc::clone(&env.store), &secret, &options, &bar).await;
+        bar.clear();
+        Ok(Checked { env, secret, options, report: report.context(name)? })
     }
 
-    fn say(&self, report: &Report) -> anyhow::Result<()> {
-        if self.json {
-            say(serde_json::to_string_pretty(report)?);
-            return Ok(());
-        }
+    fn say(&self, report: &Report) {
         let name = self.target.name();
         for finding in &report.findings {
             say_finding(&name, finding);
@@ -101,7 +164,11 @@ impl Fsck {
             ));
         }
         say(format_args!("{name}: {}", summary(report)));
-        Ok(())
+        let remedies: BTreeSet<Remedy> = report.findings.iter().map(Finding::remedy).collect();
+        for remedy in remedies.into_iter().filter(|remedy| *remedy > Remedy::Nothing) {
+            let count = report.findings.iter().filter(|finding| finding.remedy() == remedy).count();
+            say(format_args!("{name}: of {count} of these: {remedy}"));
+        }
     }
 }
 
@@ -143,13 +210,18 @@ fn seed(env: &crate::volume::env::Env) -> u64 {
 }
 
 /// A bar on a terminal; nothing elsewhere.
-struct Bar(ProgressBar);
+pub(super) struct Bar(ProgressBar);
 
 impl Bar {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         bar.enable_steady_tick(Duration::from_millis(200));
         Self(bar)
+    }
+
+    /// Takes it off the terminal.
+    pub(super) fn clear(&self) {
+        self.0.finish_and_clear();
     }
 }
 

@@ -12,6 +12,7 @@ mod new_secret;
 mod open;
 mod progress;
 mod recover;
+mod repair;
 mod secret;
 mod serve;
 mod size;
@@ -48,7 +49,7 @@ enum Command {
     Open(Box<open::Open>),
     /// After a crash: upload what the local log holds, say what it was, and close the volume.
     Recover(recover::Recover),
-    /// Check a volume in its bucket. Changes nothing; works while it is open elsewhere.
+    /// Check a volume in its bucket, also while it is open elsewhere; changes nothing but with --repair.
     Fsck(fsck::Fsck),
     /// Say what a volume is, from its bucket alone.
     Info(info::Info),

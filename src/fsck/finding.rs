@@ -1,14 +1,17 @@
-//! What a check finds: each kind of it typed, with its severity, and what it means for the data in words.
+//! What a check finds: each kind of it typed, with its severity. In words: `words`.
 
 use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use super::blocks::Blocks;
+use super::{
+    blocks::Blocks,
+    detail::{EntryProblem, FrameAt, IndexProblem, Total},
+};
 use crate::{
     format::{
         FormatError,
-        ids::{Epoch, FrameRef, Generation, Sequence},
+        ids::{Epoch, Generation, Sequence},
         index::MapKind,
         names,
     },
@@ -26,76 +29,6 @@ pub enum Severity {
     Warning,
     /// Stored bytes are damaged, missing or contradict each other.
     Error,
-}
-
-/// A frame of an object.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct FrameAt {
-    /// Its object.
-    pub object: String,
-    /// Its number.
-    pub frame: u32,
-    /// Where it begins in the object, bytes.
-    pub offset: u64,
-    /// Its length there, bytes.
-    pub stored_bytes: u32,
-}
-
-impl From<&FrameRef> for FrameAt {
-    fn from(frame: &FrameRef) -> Self {
-        Self {
-            object: names::object(frame.object.generation, frame.object.sequence),
-            frame: frame.number,
-            offset: frame.offset,
-            stored_bytes: frame.stored_bytes,
-        }
-    }
-}
-
-/// What is wrong with an entry of the object table, on its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EntryProblem {
-    /// Objects with lower numbers are of a later tenure.
-    GenerationDescends,
-    /// It is of a later tenure than the newest manifest.
-    GenerationAhead,
-    /// Its number is one that the newest manifest calls unused.
-    NumberTooHigh,
-    /// It was born after the checkpoint that wrote the entry.
-    BornLater,
-    /// It died before it was born.
-    DiedEarlier,
-    /// It has live bytes, and an epoch of death.
-    DeadAndAlive,
-    /// It has no live bytes, and no epoch of death.
-    NeitherDeadNorAlive,
-    /// More of it is live than it ever had.
-    LiveBytes,
-    /// The newest manifest lists it, too.
-    AlsoListed,
-}
-
-/// What an object's index says otherwise than the object table or the manifest's list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum IndexProblem {
-    /// The bytes of plaintext in its frames.
-    PlainBytes,
-    /// The epoch that brought it.
-    Epoch,
-}
-
-/// A sum in the newest manifest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Total {
-    /// Number of objects.
-    Objects,
-    /// Their lengths, bytes.
-    ObjectBytes,
-    /// Blocks with data as of the last checkpoint.
-    MappedBlocks,
 }
 
 fn as_text<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {

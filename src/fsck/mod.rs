@@ -20,11 +20,14 @@
 //!
 //! # Not handled
 //! Maps of pinned epochs below the newest; objects of other volumes that a clone reads; whether an index names the same
-//! blocks for a frame as the map does (the seal proves that a frame is the one meant); repair.
+//! blocks for a frame as the map does (the seal proves that a frame is the one meant).
 
 pub mod blocks;
+pub mod detail;
 pub mod finding;
 pub mod progress;
+pub mod remedy;
+pub mod repair;
 pub mod report;
 
 mod collected;
@@ -44,6 +47,7 @@ pub use self::{
     blocks::Blocks,
     finding::{Finding, Severity},
     progress::{Progress, Stage},
+    remedy::Remedy,
     report::{Counts, Report},
 };
 use self::{data::Reader, lost::Lost};
@@ -165,7 +169,7 @@ struct Check<'a> {
 impl<'a> Check<'a> {
     fn new(bucket: &Bucket, options: &'a Options, progress: &'a dyn Progress) -> Self {
         let report = Report { block_bytes: bucket.block_bytes(), ..Report::default() };
-        let direct = Direct { bucket: bucket.clone() };
+        let direct = Direct::new(bucket.clone());
         Self {
             direct,
             options,

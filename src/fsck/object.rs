@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{
-    Finding,
-    finding::{IndexProblem, object_name},
-};
+use super::{Finding, detail::IndexProblem, finding::object_name};
 use crate::{
     format::{
         ids::{Epoch, Generation, ObjectRef, Sequence},

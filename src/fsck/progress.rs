@@ -11,6 +11,8 @@ pub enum Stage {
     Objects,
     /// The block map, and the frames it names where data is read; counted in blocks.
     Blocks,
+    /// A plan being carried out; counted in steps.
+    Repair,
 }
 
 impl Stage {
@@ -22,6 +24,7 @@ impl Stage {
             Self::Listed => "newest objects",
             Self::Objects => "objects",
             Self::Blocks => "blocks",
+            Self::Repair => "mending",
         }
     }
 }

@@ -2,7 +2,10 @@
 
 use serde::{Serialize, Serializer, ser::SerializeSeq};
 
-use super::finding::{Finding, Severity};
+use super::{
+    finding::{Finding, Severity},
+    remedy::Remedy,
+};
 use crate::format::ids::{Epoch, Generation};
 
 /// Findings kept: of a bucket that is gone altogether, the rest says no more.
@@ -99,6 +102,7 @@ impl Report {
 struct Line<'a> {
     severity: Severity,
     text: String,
+    remedy: Remedy,
     #[serde(flatten)]
     finding: &'a Finding,
 }
@@ -110,6 +114,7 @@ fn with_words<S: Serializer>(findings: &[Finding], serializer: S) -> Result<S::O
         lines.serialize_element(&Line {
             severity: finding.severity(),
             text: finding.to_string(),
+            remedy: finding.remedy(),
             finding,
         })?;
     }

@@ -6,7 +6,8 @@ use futures::stream::{StreamExt, TryStreamExt};
 
 use super::{
     Blocks, Check, Finding, Level, Stage,
-    finding::{EntryProblem, Total, object_name},
+    detail::{EntryProblem, Total},
+    finding::object_name,
     listed::Listed,
     listing::{Listing, NAMES_MAX},
     object::{Found, Known, look},

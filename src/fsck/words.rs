@@ -2,10 +2,7 @@
 
 use std::fmt;
 
-use super::{
-    Blocks, Finding, Severity,
-    finding::{EntryProblem, FrameAt, IndexProblem, Total},
-};
+use super::{Blocks, Finding, Severity};
 use crate::{
     format::index::MapKind,
     volume::{format_time, info::Party},
@@ -21,54 +18,13 @@ impl fmt::Display for Severity {
     }
 }
 
-impl fmt::Display for FrameAt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { object, frame, offset, stored_bytes } = self;
-        write!(f, "{object}, frame {frame} ({stored_bytes} bytes at {offset})")
-    }
-}
-
-impl EntryProblem {
-    fn text(self) -> &'static str {
-        match self {
-            Self::GenerationDescends => "objects with lower numbers are of a later generation",
-            Self::GenerationAhead => "it is of a later generation than the newest manifest",
-            Self::NumberTooHigh => "its number has not been given out yet",
-            Self::BornLater => "it was born after the checkpoint that wrote its entry",
-            Self::DiedEarlier => "it died before it was born",
-            Self::DeadAndAlive => "it has live bytes and an epoch of death",
-            Self::NeitherDeadNorAlive => "it has neither live bytes nor an epoch of death",
-            Self::LiveBytes => "more bytes of it are live than it ever held",
-            Self::AlsoListed => "the newest manifest lists it, too",
-        }
-    }
-}
-
-impl IndexProblem {
-    fn text(self) -> &'static str {
-        match self {
-            Self::PlainBytes => "the bytes in its frames",
-            Self::Epoch => "the epoch that brought it",
-        }
-    }
-}
-
-impl Total {
-    fn text(self) -> &'static str {
-        match self {
-            Self::Objects => "objects",
-            Self::ObjectBytes => "bytes in objects",
-            Self::MappedBlocks => "mapped blocks",
-        }
-    }
-}
-
 /// What the loss of pages and blocks of one object means.
 fn hits(listed: bool, pages: u64, blocks: &Blocks) -> String {
     let mut text = Vec::new();
     if listed {
         text.push(
-            "the newest manifest lists it, so the volume cannot be opened, and what was written to it cannot be told"
+            "the newest manifest lists it, so the volume cannot be opened (s3bd recover goes back to a manifest without \
+             it), and what was written to it cannot be told"
                 .to_owned(),
         );
     }
@@ -138,7 +94,8 @@ impl fmt::Display for Finding {
                 match newest {
                     true => write!(
                         f,
-                        "the volume cannot be opened; what follows is about the newest manifest that is whole"
+                        "the volume cannot be opened (s3bd recover goes back to one that is whole); what follows is about \
+                         the newest manifest that is whole"
                     ),
                     false => write!(f, "{}", behind(*needed)),
                 }
@@ -200,7 +157,11 @@ impl fmt::Display for Finding {
             Self::ObjectIndex { name, listed, error } => {
                 write!(f, "{name}: {error}: ")?;
                 match listed {
-                    true => write!(f, "the newest manifest lists it, so the volume cannot be opened"),
+                    true => write!(
+                        f,
+                        "the newest manifest lists it, so the volume cannot be opened (s3bd recover goes back to a \
+                         manifest without it)"
+                    ),
                     false => {
                         write!(f, "no data is hit, but a volume rebuilt from its objects would lack this one")
                     }

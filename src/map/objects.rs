@@ -3,9 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use super::{delta::Delta, extents::ExtentMap, tree::Changes};
+use super::{
+    delta::Delta,
+    extents::ExtentMap,
+    tree::{Changes, PageAt, last_key},
+};
 use crate::format::{
-    ids::{Epoch, Sequence},
+    ids::{Epoch, FrameRef, Sequence},
     index::{MapKind, Run},
     page::{Extent, ObjectInfo, Page, Target},
 };
@@ -15,6 +19,8 @@ use crate::format::{
 pub struct BlockChanges<'a> {
     extents: &'a ExtentMap,
     highest: Option<u64>,
+    size_blocks: u64,
+    moved: &'a [PageAt],
 }
 
 impl<'a> BlockChanges<'a> {
@@ -22,8 +28,21 @@ impl<'a> BlockChanges<'a> {
     #[must_use]
     pub fn new(delta: &'a Delta) -> Self {
         let last = delta.extents.iter().filter(|extent| extent.target != Target::Hole).last();
-        Self { extents: &delta.extents, highest: last.map(|extent| extent.block + (extent.count - 1)) }
+        let highest = last.map(|extent| extent.block + (extent.count - 1));
+        Self { extents: &delta.extents, highest, size_blocks: u64::MAX, moved: &[] }
     }
+
+    /// And, of a volume of `size_blocks` blocks, writes those of `moved` anew that are of this map.
+    #[must_use]
+    pub fn with(self, size_blocks: u64, moved: &'a [PageAt]) -> Self {
+        Self { size_blocks, moved, ..self }
+    }
+}
+
+/// Whether the keys from `first` to `last` are those of one of the pages, or of one above it.
+fn leads_to(pages: &[PageAt], map: MapKind, first: u64, last: u64) -> bool {
+    let within = |at: &PageAt| first <= at.first_key && last_key(at.level, at.first_key) <= last;
+    pages.iter().any(|at| at.map == map && within(at))
 }
 
 fn run(first: u64, last: u64) -> Run {
@@ -35,6 +54,23 @@ impl Changes for BlockChanges<'_> {
 
     fn touches(&self, first: u64, last: u64) -> bool {
         self.extents.overlapping(run(first, last)).next().is_some()
+            || leads_to(self.moved, Self::MAP, first, last)
+    }
+
+    fn moves(&self, page: &FrameRef) -> bool {
+        self.moved.iter().any(|at| at.frame == *page)
+    }
+
+    fn covers(&self, first: u64, last: u64) -> bool {
+        let last = last.min(self.size_blocks.saturating_sub(1));
+        let mut next = first;
+        for extent in self.extents.overlapping(run(first, last)) {
+            if extent.block > next {
+                return false;
+            }
+            next = extent.block + extent.count;
+        }
+        next > last
     }
 
     fn creates(&self, first: u64, last: u64) -> bool {
@@ -73,6 +109,8 @@ pub struct ObjectChanges {
     pub epoch: Epoch,
     /// By object number.
     pub changes: BTreeMap<Sequence, ObjectChange>,
+    /// Pages to be written anew whatever they hold; those of other maps are passed over.
+    pub moved: Vec<PageAt>,
 }
 
 impl ObjectChanges {
@@ -97,6 +135,11 @@ impl Changes for ObjectChanges {
 
     fn touches(&self, first: u64, last: u64) -> bool {
         self.changes.range(Sequence(first)..=Sequence(last)).next().is_some()
+            || leads_to(&self.moved, Self::MAP, first, last)
+    }
+
+    fn moves(&self, page: &FrameRef) -> bool {
+        self.moved.iter().any(|at| at.frame == *page)
     }
 
     fn creates(&self, first: u64, last: u64) -> bool {

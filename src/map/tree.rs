@@ -39,6 +39,10 @@ pub trait Pages: Send + Sync {
     type Error: Send;
     /// Reads and decodes a page.
     async fn load(&self, at: PageAt) -> Result<Arc<Page>, Self::Error>;
+    /// Whether an error means that the page is damaged for good, and not that it cannot be had now.
+    fn is_damage(_: &Self::Error) -> bool {
+        false
+    }
 }
 
 /// Where new pages go.
@@ -68,6 +72,14 @@ pub trait Changes: Send + Sync {
     fn touches(&self, first: u64, last: u64) -> bool;
     /// Whether any of them gains an entry; else the range only loses what it has.
     fn creates(&self, first: u64, last: u64) -> bool;
+    /// Whether every key from `first` to `last` changes, so that a leaf does not depend on what it was.
+    fn covers(&self, _first: u64, _last: u64) -> bool {
+        false
+    }
+    /// Whether the page in this frame is to be written anew even if it stays the same; its keys are touched, then.
+    fn moves(&self, _page: &FrameRef) -> bool {
+        false
+    }
     /// The highest key that gains an entry.
     fn highest(&self) -> Option<u64>;
     /// The leaf for the keys from `first` to `last`, given what it was; an empty one is not written. Calls
@@ -234,7 +246,11 @@ impl<P: Pages, S: PageSink, C: Changes> Rewriter<'_, P, S, C> {
         }
         let old_page = match old {
             Some(Old::Stored(frame)) => {
-                Some(self.pages.load(PageAt { frame, map: C::MAP, level, first_key }).await?)
+                match self.pages.load(PageAt { frame, map: C::MAP, level, first_key }).await {
+                    // What it held is not needed; what that was in other objects stays counted there.
+                    Err(error) if P::is_damage(&error) && self.changes.covers(first_key, last) => None,
+                    page => Some(page?),
+                }
             }
             _ => None,
         };
@@ -256,6 +272,7 @@ impl<P: Pages, S: PageSink, C: Changes> Rewriter<'_, P, S, C> {
         };
         if old_page.as_deref() == Some(&page)
             && let Some(Old::Stored(frame)) = old
+            && !self.changes.moves(&frame)
         {
             return Ok(Some(frame));
         }
@@ -292,7 +309,8 @@ impl<P: Pages, S: PageSink, C: Changes> Rewriter<'_, P, S, C> {
         Ok(children)
     }
 
-    /// Brings the children that will be needed into the cache of pages, several at a time.
+    /// Brings the children that will be needed into the cache of pages, several at a time. One that is damaged is found
+    /// so again when its turn comes.
     async fn load_ahead(&self, level: u8, first_key: u64, old: &[(u16, Old)]) -> Result<(), P::Error> {
         let touched = old.iter().filter_map(|(slot, old)| {
             let first_key = child_key(level, first_key, *slot);
@@ -306,7 +324,10 @@ impl<P: Pages, S: PageSink, C: Changes> Rewriter<'_, P, S, C> {
         }
         futures::stream::iter(touched.into_iter().map(|at| self.pages.load(at)))
             .buffer_unordered(PAGE_LOADS_MAX)
-            .try_for_each(|_| async { Ok(()) })
+            .map(|page| {
+                page.map(drop).or_else(|error| if P::is_damage(&error) { Ok(()) } else { Err(error) })
+            })
+            .try_collect()
             .await
     }
 }

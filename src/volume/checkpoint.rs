@@ -34,7 +34,7 @@ use crate::{
     map::{
         delta::{Delta, NewObject},
         objects::{BlockChanges, ObjectChange, ObjectChanges},
-        tree::{self, PageSink},
+        tree::{self, PageAt, PageSink},
     },
     store::{Put, PutMode},
 };
@@ -48,6 +48,8 @@ pub struct Checkpoint {
     pub objects: Vec<NewObject>,
     /// Blocks with data in the new block map.
     pub mapped_blocks: u64,
+    /// Pages of the old maps that were written anew for their own sake.
+    pub moved: Vec<PageAt>,
 }
 
 /// What a checkpoint starts from.
@@ -65,19 +67,23 @@ pub struct Job {
     pub sequences: Arc<AtomicU64>,
     /// For the objects' indexes.
     pub facts: CutFacts,
+    /// Pages to be written anew whatever they hold.
+    pub moved: Vec<PageAt>,
 }
 
 /// Writes the pages for a delta.
 pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
     let mut pages = PageWriter::new(core, job);
+    let size_blocks = job.facts.size_bytes / u64::from(core.bucket.block_bytes());
     let blocks = tree::rewrite::<_, _, _, VolumeError>(
         &core.frames,
         job.roots.blocks,
-        &BlockChanges::new(&job.delta),
+        &BlockChanges::new(&job.delta).with(size_blocks, &job.moved),
         &mut pages,
     )
     .await?;
-    let mut changes = ObjectChanges { epoch: job.delta.epoch, ..ObjectChanges::default() };
+    let moved = job.moved.clone();
+    let mut changes = ObjectChanges { epoch: job.delta.epoch, moved, ..ObjectChanges::default() };
     let news = job.delta.objects.iter().map(|(sequence, info)| (*sequence, ObjectChange::New(*info)));
     changes.changes.extend(news);
     for (sequence, bytes) in std::mem::take(&mut pages.freed) {
@@ -93,6 +99,7 @@ pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
         roots: Roots { epoch: job.delta.epoch, blocks, objects, snapshots: job.roots.snapshots },
         objects: pages.finish().await?,
         mapped_blocks,
+        moved: job.moved.clone(),
     })
 }
 

@@ -6,10 +6,13 @@ use tokio::sync::{Notify, Semaphore, watch};
 use wal::Lsn;
 
 use super::{
-    bucket::Bucket, env::Env, error::VolumeError, frames::Frames, log::Log, payload::PayloadMemory,
-    readahead::Streams, settings::Settings, state::State, waiters::Waiters,
+    bucket::Bucket, earlier::Rebased, env::Env, error::VolumeError, frames::Frames, log::Log,
+    payload::PayloadMemory, readahead::Streams, settings::Settings, state::State, waiters::Waiters,
 };
-use crate::format::ids::{Epoch, Generation};
+use crate::{
+    format::ids::{Epoch, Generation},
+    map::tree::PageAt,
+};
 
 /// Shared by the server's requests and the publisher.
 #[derive(Debug)]
@@ -37,6 +40,8 @@ pub struct Core {
     /// Cuts up to this LSN are wanted at once.
     cut_to: Mutex<Lsn>,
     streams: Mutex<Streams>,
+    moving: Mutex<Vec<PageAt>>,
+    rebased: Mutex<Option<Rebased>>,
     failed: watch::Sender<bool>,
     state: RwLock<State>,
 }
@@ -78,6 +83,8 @@ impl Core {
             upload_slots: Semaphore::new(uploads_max),
             cut_to: Mutex::default(),
             streams: Mutex::default(),
+            moving: Mutex::default(),
+            rebased: Mutex::default(),
             failed: watch::Sender::new(false),
             state: RwLock::new(state),
         }
@@ -117,6 +124,16 @@ impl Core {
     /// The streams of reads.
     pub fn streams(&self) -> MutexGuard<'_, Streams> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pages that the next checkpoint writes anew whatever they hold, since where they are they cannot be relied on.
+    pub fn moving(&self) -> MutexGuard<'_, Vec<PageAt>> {
+        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Set where the state goes on with earlier maps, until the publisher has seen it.
+    pub(super) fn rebased(&self) -> MutexGuard<'_, Option<Rebased>> {
+        self.rebased.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nothing more is acknowledged, for this reason; the first one stays. Everybody who waits gets it.

@@ -294,6 +294,10 @@ impl Pages for Frames {
     async fn load(&self, at: PageAt) -> Result<Arc<Page>, VolumeError> {
         self.pages.get_or_insert_async(&key(&at.frame), self.load_page(at)).await
     }
+
+    fn is_damage(error: &VolumeError) -> bool {
+        error.is_damage()
+    }
 }
 
 /// Whether two frames that follow each other in a sorted list belong to one request; for `chunk_by`, so it keeps

@@ -117,7 +117,7 @@ pub async fn info(bucket: &Bucket) -> Result<Info, VolumeError> {
     let newest = bucket.newest_manifest().await?;
     let manifest = &newest.manifest;
     let delta = load_delta(bucket, manifest).await?;
-    let direct = Direct { bucket: bucket.clone() };
+    let direct = Direct::new(bucket.clone());
     let used_blocks = used_blocks(&direct, manifest, &delta).await?;
     let open = find_open(bucket, manifest, &bucket.list_claims(None).await?).await?;
     let slots = bucket.store.list(names::KEYS, None, None).await?;

@@ -12,6 +12,8 @@ use super::payload::Payload;
 pub enum Content {
     /// Zeros.
     Zero,
+    /// Nothing any more: reading it is an error until it is overwritten. Only a repair writes it.
+    Lost,
     /// The bytes of a log record's payload from this offset on.
     Data(Arc<Payload>, u64),
 }
@@ -20,6 +22,7 @@ impl Content {
     fn skip(&self, bytes: u64) -> Self {
         match self {
             Self::Zero => Self::Zero,
+            Self::Lost => Self::Lost,
             Self::Data(payload, offset) => Self::Data(Arc::clone(payload), offset + bytes),
         }
     }
@@ -148,6 +151,7 @@ mod tests {
     fn value(content: &Content, index: usize) -> u8 {
         match content {
             Content::Zero => 0,
+            Content::Lost => panic!("nothing was lost"),
             Content::Data(payload, offset) => payload.in_memory().expect("kept")[*offset as usize + index],
         }
     }

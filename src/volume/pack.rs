@@ -29,37 +29,47 @@ pub struct ObjectPlan {
     pub frames: Vec<Vec<Run>>,
     /// Runs of zeros.
     pub holes: Vec<Run>,
+    /// Runs whose content is lost.
+    pub lost: Vec<Run>,
 }
 
 /// Plans the objects of a cut: frames of [`FRAME_BYTES`], objects of `object_bytes` of plaintext at most (and at least
 /// one frame). There is at least one object, since every cut must be found without its manifest.
 #[must_use]
 pub fn plan(layer: &Layer, block_bytes: u64, object_bytes: u64) -> CutPlan {
-    let (data, holes) = blocks(layer, block_bytes);
+    let Blocks { data, holes, lost } = blocks(layer, block_bytes);
     let frame_blocks = (FRAME_BYTES / block_bytes).max(1);
     let frames_max = (object_bytes / (frame_blocks * block_bytes)).max(1) as usize;
-    let frames = frames(&data, frame_blocks);
+    let frames = frames(&data.runs, frame_blocks);
     let mut objects: Vec<ObjectPlan> = frames
         .chunks(frames_max)
-        .map(|frames| ObjectPlan { frames: frames.to_vec(), holes: Vec::new() })
+        .map(|frames| ObjectPlan { frames: frames.to_vec(), ..ObjectPlan::default() })
         .collect();
     if objects.is_empty() {
         objects.push(ObjectPlan::default());
     }
-    objects[0].holes = holes;
+    objects[0].holes = holes.runs;
+    objects[0].lost = lost.runs;
     CutPlan { objects }
 }
 
-/// Runs of blocks with data, and runs of zeros, both ascending.
-fn blocks(layer: &Layer, block_bytes: u64) -> (Vec<Run>, Vec<Run>) {
-    let mut data = Runs::default();
-    let mut holes = Runs::default();
+/// The blocks of a layer.
+#[derive(Default)]
+struct Blocks {
+    data: Runs,
+    holes: Runs,
+    lost: Runs,
+}
+
+/// Runs of blocks with data, of zeros, and of what is lost, each ascending.
+fn blocks(layer: &Layer, block_bytes: u64) -> Blocks {
+    let Blocks { mut data, mut holes, mut lost } = Blocks::default();
     for Piece { start, end, content } in layer.pieces() {
         let touched = start / block_bytes..end.div_ceil(block_bytes);
+        let whole = start.div_ceil(block_bytes)..end / block_bytes;
         match content {
             Content::Data(..) => data.add(touched),
             Content::Zero => {
-                let whole = start.div_ceil(block_bytes)..end / block_bytes;
                 if whole.start >= whole.end {
                     data.add(touched);
                     continue;
@@ -68,9 +78,11 @@ fn blocks(layer: &Layer, block_bytes: u64) -> (Vec<Run>, Vec<Run>) {
                 holes.add(whole.clone());
                 data.add(whole.end..touched.end);
             }
+            // A block that is lost in part was written in part: whoever completes it finds out.
+            Content::Lost => lost.add(whole),
         }
     }
-    (data.runs, holes.runs)
+    Blocks { data, holes, lost }
 }
 
 /// Runs under construction, in ascending order of what is added.

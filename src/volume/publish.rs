@@ -33,6 +33,7 @@ use super::{
     checkpoint::{self, Checkpoint},
     claims::{self, Tenure},
     core::{Core, Progress},
+    earlier::Rebased,
     env::random_bytes,
     error::VolumeError,
     layer::Layer,
@@ -156,6 +157,7 @@ impl Publisher {
     async fn serve(&mut self) -> Result<(), VolumeError> {
         loop {
             self.core.check()?;
+            self.take_rebased();
             if *self.closing.borrow() {
                 // Before the look at what is to be cut: nothing comes after the last cut.
                 self.core.state_mut().closing = true;
@@ -188,12 +190,22 @@ impl Publisher {
         }
     }
 
+    /// The state goes on with earlier maps: so do the totals of the manifests to come.
+    fn take_rebased(&mut self) {
+        if let Some(Rebased { mapped_blocks, dropped }) = self.core.rebased().take() {
+            let totals = &mut self.newest.manifest.totals;
+            totals.mapped_blocks = mapped_blocks;
+            totals.objects = totals.objects.saturating_sub(dropped.0);
+            totals.object_bytes = totals.object_bytes.saturating_sub(dropped.1);
+        }
+    }
+
     fn is_checkpointed(&self) -> bool {
         if self.checkpoint_given_up {
             return true;
         }
         let state = self.core.state();
-        state.delta.extents.is_empty() && state.checkpointing.is_none()
+        state.delta.extents.is_empty() && state.checkpointing.is_none() && self.core.moving().is_empty()
     }
 
     async fn next_event(&mut self) -> Event {
@@ -349,6 +361,7 @@ impl Publisher {
         if let Some(checkpoint) = checkpoint {
             state.roots = checkpoint.roots;
             state.checkpointing = None;
+            self.core.moving().retain(|page| !checkpoint.moved.contains(page));
         }
         news.iter().for_each(|new| state.delta.apply(new));
         state.delta.epoch = cut.epoch;
@@ -380,6 +393,7 @@ impl Publisher {
             None => older.chain(&state.delta.listed).copied().collect(),
         };
         manifest.objects.extend(news.iter().map(|new| new.listed));
+        manifest.roots = state.roots.clone();
         if let Some(checkpoint) = checkpoint {
             manifest.roots = checkpoint.roots.clone();
             manifest.totals.mapped_blocks = checkpoint.mapped_blocks;
@@ -472,6 +486,7 @@ impl Publisher {
             mapped_blocks: self.newest.manifest.totals.mapped_blocks,
             tenure: self.tenure,
             sequences: Arc::clone(&self.sequences),
+            moved: core.moving().clone(),
         };
         drop(state);
         self.checkpoint = Some(Task::spawn(async move { checkpoint::run(&core, &job).await }));
@@ -562,7 +577,7 @@ async fn upload_object(
 ) -> Result<NewObject, VolumeError> {
     let _slot = core.upload_slots.acquire().await.map_err(|_| VolumeError::Closed)?;
     let at = At::Below(facts.epoch.next());
-    let mut lost = Vec::new();
+    let mut lost = plan.lost;
     let mut frames = Vec::with_capacity(plan.frames.len());
     for runs in plan.frames {
         frames.push(gather(&core, runs, at, &mut lost).await?);
@@ -615,7 +630,7 @@ fn build(
     mut builder: ObjectBuilder,
     frames: Vec<(Vec<Run>, Vec<u8>)>,
     mut holes: Vec<Run>,
-    lost: Vec<Run>,
+    mut lost: Vec<Run>,
     block_bytes: usize,
 ) -> Result<super::object::BuiltObject, VolumeError> {
     for (runs, plain) in frames {
@@ -626,6 +641,7 @@ fn build(
         holes.extend(zeros);
     }
     holes.sort_unstable_by_key(|run| run.block);
+    lost.sort_unstable_by_key(|run| run.block);
     builder.set_holes(holes);
     builder.set_lost(lost);
     checkpoint::finish(builder)

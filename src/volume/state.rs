@@ -132,6 +132,7 @@ impl From<Piece> for Segment {
     fn from(piece: Piece) -> Self {
         let source = match piece.content {
             Content::Zero => Source::Zero,
+            Content::Lost => Source::Lost,
             Content::Data(payload, offset) => Source::Log(payload, offset),
         };
         Self { range: piece.start..piece.end, source }

@@ -1,6 +1,7 @@
 //! Frames and maps read straight from the bucket: no cache, no tenure, and memory for the pages under way alone.
 //!
 //! For commands that look at a whole volume once (`fsck`, `info`), where a cache would only be filled and thrown away.
+//! A repair has this host's cache on disk for what the bucket has not whole any more.
 //!
 //! # Errors and retries
 //! Bytes that do not open are fetched again, up to [`FETCHES_MAX`] times, since the network damages bytes too.
@@ -12,12 +13,14 @@ use futures::{
     future::{BoxFuture, FutureExt},
     stream::{FuturesOrdered, StreamExt},
 };
+use serde::Serialize;
 
 use super::{
     bucket::Bucket,
     error::{FrameError, VolumeError},
 };
 use crate::{
+    cache::{FrameCache, FrameKey},
     format::{
         ids::FrameRef,
         index::MapKind,
@@ -38,9 +41,27 @@ pub const FETCHES_MAX: u32 = 3;
 pub struct Direct {
     /// Whose.
     pub bucket: Bucket,
+    /// Asked for frames that are damaged in the bucket.
+    pub copies: Option<Arc<FrameCache>>,
+}
+
+/// Where a whole copy of a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Copy {
+    /// In its object.
+    Bucket,
+    /// In this host's cache.
+    Cache,
 }
 
 impl Direct {
+    /// Reads from the bucket alone.
+    #[must_use]
+    pub fn new(bucket: Bucket) -> Self {
+        Self { bucket, copies: None }
+    }
+
     /// `length` bytes from where `first` begins.
     ///
     /// # Errors
@@ -69,6 +90,24 @@ impl Direct {
 
     /// The plaintext of a frame.
     pub async fn load(&self, frame: &FrameRef) -> Result<Vec<u8>, VolumeError> {
+        self.find(frame).await.map(|(plain, _)| plain)
+    }
+
+    /// The plaintext of a frame, and where it came from.
+    pub async fn find(&self, frame: &FrameRef) -> Result<(Vec<u8>, Copy), VolumeError> {
+        match self.fetch(frame).await {
+            Ok(plain) => Ok((plain, Copy::Bucket)),
+            Err(error) if error.is_damage() => {
+                let key = FrameKey::new(&frame.object, frame.offset);
+                let copy = self.copies.as_ref().and_then(|copies| copies.get(&key));
+                let plain = copy.and_then(|stored| self.open(frame, &stored).ok());
+                plain.map(|plain| (plain, Copy::Cache)).ok_or(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn fetch(&self, frame: &FrameRef) -> Result<Vec<u8>, VolumeError> {
         let mut attempt = 1;
         loop {
             let got = self.get(frame, frame.stored_bytes.into()).await;

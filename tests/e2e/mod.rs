@@ -4,6 +4,7 @@
 
 pub(crate) mod clients;
 pub(crate) mod crash;
+pub(crate) mod damage;
 pub(crate) mod errors;
 pub(crate) mod file_systems;
 pub(crate) mod outage;

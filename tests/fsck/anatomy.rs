@@ -65,7 +65,7 @@ impl Anatomy {
         let contents = store.snapshot();
         let newest = bucket.newest_manifest().await.unwrap().manifest;
         let delta = load_delta(&bucket, &newest).await.unwrap();
-        let direct = Direct { bucket: bucket.clone() };
+        let direct = Direct::new(bucket.clone());
         let mut anatomy =
             Self { contents, newest, objects: Vec::new(), pages: Vec::new(), extents: Vec::new() };
         for extent in delta.extents.iter() {

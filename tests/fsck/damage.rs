@@ -11,6 +11,7 @@ use s3bd::{
     fsck::{Finding, Level},
     store::memory::{Contents, Memory},
 };
+use wal::disk::sim::Prng;
 
 use crate::{
     anatomy::{Anatomy, Part},
@@ -19,10 +20,13 @@ use crate::{
 
 /// What is done to a whole object of the bucket.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Whole {
+pub enum Whole {
     Missing,
+    Empty,
     CutShort,
     Flipped,
+    /// As long as it was, of bytes that mean nothing.
+    Garbage,
     /// By another one of its kind, of another volume where there is no other in this one.
     Replaced,
     /// By what it held, or what its predecessor held, earlier.
@@ -31,16 +35,18 @@ enum Whole {
 
 /// What is done to a part of an object of blocks.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Inside {
+pub enum Inside {
     FlippedFirst,
     FlippedLast,
+    /// Bytes that mean nothing.
+    Garbage,
     /// By the same part of another object.
     Replaced,
 }
 
 /// Which object of blocks.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Which {
+pub enum Which {
     /// With data, in the newest manifest's list.
     Listed,
     /// With data that is read, in the object table, without pages of the newest maps.
@@ -52,7 +58,7 @@ enum Which {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Damage {
+pub enum Damage {
     Header(Whole),
     Slot(Whole),
     Claim(Whole),
@@ -67,15 +73,17 @@ enum Damage {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Height {
+pub enum Height {
     Leaf,
     Root,
 }
 
-fn all() -> Vec<Damage> {
+pub fn all() -> Vec<Damage> {
     use Damage::*;
-    const INSIDE: [Inside; 3] = [Inside::FlippedFirst, Inside::FlippedLast, Inside::Replaced];
-    const WHOLE: [Whole; 4] = [Whole::Missing, Whole::CutShort, Whole::Flipped, Whole::Replaced];
+    const INSIDE: [Inside; 4] =
+        [Inside::FlippedFirst, Inside::FlippedLast, Inside::Garbage, Inside::Replaced];
+    const WHOLE: [Whole; 6] =
+        [Whole::Missing, Whole::Empty, Whole::CutShort, Whole::Flipped, Whole::Garbage, Whole::Replaced];
     const OBJECTS: [Which; 4] = [Which::Listed, Which::Live, Which::Pages, Which::Dead];
     let mut all = vec![NewestManifest(Whole::Older), OlderManifest(Whole::Older)];
     for whole in WHOLE {
@@ -83,7 +91,7 @@ fn all() -> Vec<Damage> {
     }
     for which in OBJECTS {
         // A flipped bit of an object is one of a part of it.
-        for whole in [Whole::Missing, Whole::CutShort, Whole::Replaced] {
+        for whole in [Whole::Missing, Whole::Empty, Whole::CutShort, Whole::Garbage, Whole::Replaced] {
             all.push(Object(which, whole));
         }
         for inside in INSIDE {
@@ -106,7 +114,7 @@ fn all() -> Vec<Damage> {
 }
 
 impl Which {
-    fn of(self, anatomy: &Anatomy) -> &Part {
+    pub fn of(self, anatomy: &Anatomy) -> &Part {
         let is_data = |part: &Part| part.index.parts > 0 && part.index.frames.len() > 1;
         anatomy.object(|part| match self {
             Self::Listed => part.entry.is_none() && is_data(part) && !part.visible.is_empty(),
@@ -127,7 +135,7 @@ impl Which {
 
 impl Damage {
     /// The name of what it is done to.
-    fn name(self, anatomy: &Anatomy) -> String {
+    pub fn name(self, anatomy: &Anatomy) -> String {
         let last = |prefix, back: usize| {
             let names = anatomy.names(prefix);
             names[names.len() - 1 - back].clone()
@@ -148,7 +156,7 @@ impl Damage {
         }
     }
 
-    fn apply(self, anatomy: &Anatomy, stranger: &Contents) -> Contents {
+    pub fn apply(self, anatomy: &Anatomy, stranger: &Contents) -> Contents {
         let mut contents = anatomy.contents.clone();
         let name = self.name(anatomy);
         match self {
@@ -217,18 +225,35 @@ impl Damage {
             Self::NewestManifest(Whole::Missing) => {}
             Self::OlderManifest(Whole::Missing) => drop(kinds.insert("manifest_missing")),
             Self::NewestManifest(_) | Self::OlderManifest(_) => drop(kinds.insert("manifest_damaged")),
-            Self::Object(Which::Dead, whole) if !quick && whole != Whole::Missing => {
+            Self::Object(Which::Dead, whole)
+                if !quick && !matches!(whole, Whole::Missing | Whole::Garbage) =>
+            {
                 kinds.insert("dead_object");
             }
-            Self::Object(Which::Dead, Whole::Missing)
+            Self::Object(Which::Dead, _)
             | Self::ObjectHeader(Which::Dead, _)
             | Self::Frame(Which::Dead, _)
             | Self::Index(Which::Dead, _)
             | Self::Footer(Which::Dead, _) => {}
+            Self::Object(which, Whole::Garbage) => {
+                if !quick || which == Which::Listed {
+                    kinds.insert("object_index");
+                }
+                if !quick {
+                    kinds.insert("object_header");
+                }
+                if which == Which::Pages {
+                    kinds.insert("page");
+                }
+                // What a listed object holds, its index alone says.
+                if reads_data && which != Which::Listed && !which.of(anatomy).visible.is_empty() {
+                    kinds.insert("frame");
+                }
+            }
             Self::Object(which, whole) => {
                 let part = which.of(anatomy);
                 let end = match whole {
-                    Whole::Missing => 0,
+                    Whole::Missing | Whole::Empty => 0,
                     Whole::CutShort => part.bytes / 2,
                     _ => which.other(anatomy).bytes,
                 };
@@ -285,6 +310,12 @@ fn flip(bytes: &mut [u8], at: usize) {
     bytes[at] ^= 4;
 }
 
+/// The same at each run.
+fn fill(bytes: &mut [u8]) {
+    let mut prng = Prng::new(bytes.len() as u64);
+    bytes.iter_mut().for_each(|byte| *byte = prng.next_u64() as u8);
+}
+
 fn spoil(contents: &mut Contents, name: &str, whole: Whole, other: Option<&bytes::Bytes>) {
     let mut bytes = contents.get(name).expect("it is there").to_vec();
     let length = bytes.len();
@@ -293,7 +324,9 @@ fn spoil(contents: &mut Contents, name: &str, whole: Whole, other: Option<&bytes
             contents.remove(name);
             return;
         }
+        Whole::Empty => bytes.clear(),
         Whole::CutShort => bytes.truncate(length / 2),
+        Whole::Garbage => fill(&mut bytes),
         Whole::Flipped => flip(&mut bytes, length / 2),
         Whole::Replaced | Whole::Older => bytes = other.expect("there is another").to_vec(),
     }
@@ -314,6 +347,7 @@ fn splice(
     match inside {
         Inside::FlippedFirst => flip(&mut bytes, place.start),
         Inside::FlippedLast => flip(&mut bytes, place.end - 1),
+        Inside::Garbage => fill(&mut bytes[place]),
         Inside::Replaced => {
             let donor = contents.get(&other.name).unwrap().slice(range(other));
             let length = place.len().min(donor.len());

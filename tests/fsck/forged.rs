@@ -33,7 +33,7 @@ async fn forge(change: impl FnOnce(&mut Manifest, &mut Entries)) -> (Memory, Rep
     let root = manifest.roots.objects.unwrap();
     assert_eq!(root.level, 0);
     let at = PageAt { frame: root.page(), map: MapKind::Objects, level: 0, first_key: 0 };
-    let page = Direct { bucket: bucket.clone() }.page(at).await.unwrap();
+    let page = Direct::new(bucket.clone()).page(at).await.unwrap();
     let Page::Objects(mut entries) = Page::clone(&page) else { panic!("a leaf") };
     manifest.epoch = manifest.epoch.next();
     manifest.parent = Some(newest.link);

@@ -18,7 +18,7 @@ use crate::{
     volumes::{SIZE, check_at, faults, noise, rich, unlock},
 };
 
-const ALL: Level = Level::ReadData(Sample::ALL);
+pub const ALL: Level = Level::ReadData(Sample::ALL);
 
 fn add(named: &mut BTreeSet<u64>, run: &Run) {
     named.extend(run.block..run.block + run.count);

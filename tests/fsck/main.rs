@@ -10,4 +10,5 @@ mod damage;
 mod forged;
 mod hits;
 mod info;
+mod repair;
 mod volumes;

@@ -92,14 +92,24 @@ pub async fn churn(volume: &Volume, prng: &mut Prng, rounds: u64) {
 
 /// A volume with several tenures, checkpoints, dead objects, and a list on top; left as a crash leaves it.
 pub async fn rich() -> Memory {
-    static RICH: tokio::sync::OnceCell<Contents> = tokio::sync::OnceCell::const_new();
-    let contents = RICH.get_or_init(|| async { make_rich().await.snapshot() }).await;
-    let store = Memory::new();
-    store.restore(contents.clone());
-    store
+    rich_and_its_host().await.0
 }
 
-async fn make_rich() -> Memory {
+/// The same, and the disks of the host that wrote it.
+pub async fn rich_and_its_host() -> (Memory, Disks) {
+    static RICH: tokio::sync::OnceCell<(Contents, Disks)> = tokio::sync::OnceCell::const_new();
+    let made = RICH.get_or_init(|| async {
+        let (store, disks) = make_rich().await;
+        (store.snapshot(), disks)
+    });
+    let (contents, disks) = made.await;
+    let store = Memory::new();
+    store.restore(contents.clone());
+    let Disks { state, wal, cache } = disks;
+    (store, Disks { state: state.snapshot(), wal: wal.snapshot(), cache: cache.snapshot() })
+}
+
+async fn make_rich() -> (Memory, Disks) {
     let store = Memory::new();
     make(&store, SIZE).await;
     add_slot(&store).await;
@@ -118,7 +128,7 @@ async fn make_rich() -> Memory {
     // So that checkpoints under way end, and the list on top is not empty.
     settle(&volume, &store, &mut prng).await;
     drop(volume);
-    store
+    (store, disks)
 }
 
 /// Publishes until the newest manifest lists data above its last checkpoint, and none is under way.

@@ -1,0 +1,140 @@
+//! `s3bd fsck --repair`: shows the plan, asks, carries it out, and checks again.
+
+use std::{io::IsTerminal, sync::Arc};
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::{exit, fsck::Bar, open::close, say, serve::Signals, size::show_size, tell};
+use crate::{
+    fsck::{
+        Options, Report, check,
+        repair::{Applied, Plan, apply, begin, prepare},
+    },
+    seal::{frame::Compression, slot::Secret},
+    volume::{
+        bucket::Bucket,
+        env::Env,
+        open::{Agreed, inspect},
+        settings::Settings,
+    },
+};
+
+/// How a repair is to go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mode {
+    pub(super) dry_run: bool,
+    pub(super) yes: bool,
+    pub(super) json: bool,
+}
+
+/// What came of a repair.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Outcome {
+    /// What would be, or was, done; none where nothing can be mended.
+    pub(super) plan: Option<Plan>,
+    /// What was done.
+    pub(super) applied: Option<Applied>,
+    /// The check after it.
+    pub(super) after: Option<Report>,
+}
+
+/// Repairs what `report` found, as far as `mode` and the user agree.
+pub(super) async fn repair(
+    env: &Env,
+    secret: &Secret,
+    name: &str,
+    report: &Report,
+    options: &Options,
+    mode: Mode,
+) -> anyhow::Result<Outcome> {
+    let unlocked = Bucket::unlock(Arc::clone(&env.store), secret).await;
+    // Without header and keys there is no repair, as the findings say.
+    let Ok(bucket) = unlocked else { return Ok(Outcome::default()) };
+    let plan = prepare(env, &bucket, report).await.with_context(|| name.to_owned())?;
+    if !mode.json {
+        show(name, &plan);
+    }
+    let mut outcome = Outcome { plan: Some(plan.clone()), ..Outcome::default() };
+    if mode.dry_run || plan.steps.is_empty() {
+        if !mode.json {
+            say(format_args!("{name}: nothing was changed"));
+        }
+        return Ok(outcome);
+    }
+    // Whether this host may have the volume, before anybody is asked.
+    inspect(env, &bucket, Agreed::default()).await.with_context(|| name.to_owned())?;
+    if !mode.yes && !ask(name).await? {
+        say(format_args!("{name}: nothing was changed"));
+        return Ok(outcome);
+    }
+    outcome.applied = Some(carry_out(env.clone(), bucket.clone(), name, &plan).await?);
+    let bar = Bar::new();
+    let after = check(&bucket, options, &bar).await;
+    bar.clear();
+    outcome.after = Some(after.with_context(|| name.to_owned())?);
+    Ok(outcome)
+}
+
+fn show(name: &str, plan: &Plan) {
+    for line in plan.lines() {
+        say(format_args!("{name}: {line}"));
+    }
+    let (anew, lost) = plan.blocks();
+    say(format_args!(
+        "{name}: the repair: {} steps; {anew} blocks written anew, {lost} blocks marked as unreadable, {} findings \
+         left as they are",
+        plan.steps.len(),
+        plan.left.len()
+    ));
+}
+
+async fn ask(name: &str) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Err(exit::usage(format!(
+            "{name}: there is no terminal to ask on: --yes carries the repair out, --dry-run only shows it"
+        )));
+    }
+    tell(format_args!("{name}: carry this out? [y/N]"));
+    let answer = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).map(|_| line)
+    });
+    let answer = answer.await.context("cannot read the answer")?.context("cannot read the answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// Opens the volume, mends, and closes it. A signal ends it at once; what was done is in the log, and the next repair
+/// goes on from there.
+async fn carry_out(env: Env, bucket: Bucket, name: &str, plan: &Plan) -> anyhow::Result<Applied> {
+    let mut signals = Signals::catch()?;
+    let compression = Compression::of(bucket.header.compression);
+    let settings = Settings { compression, ..Settings::default() };
+    let volume = begin(env, bucket, settings, plan).await.with_context(|| name.to_owned())?;
+    let bar = Bar::new();
+    let applied = tokio::select! {
+        applied = apply(&volume, plan, &bar) => Some(applied),
+        () = signals.next() => None,
+    };
+    bar.clear();
+    let Some(applied) = applied else {
+        anyhow::bail!("{name}: interrupted: the volume is as whole as before; run it again");
+    };
+    let mut applied = applied.with_context(|| name.to_owned())?;
+    close(&volume, &mut signals, name).await?;
+    let unmoved = volume.core().moving().len();
+    if unmoved > 0 {
+        applied.moved_pages -= unmoved as u64;
+        applied.failed.push(format!("{unmoved} pages could not be written anew"));
+    }
+    for failed in &applied.failed {
+        tell(format_args!("{name}: not mended: {failed}"));
+    }
+    tracing::info!(
+        "{name}: {} written anew, {} marked as unreadable, {} pages written anew",
+        show_size(applied.rewritten_bytes),
+        show_size(applied.lost_bytes),
+        applied.moved_pages
+    );
+    Ok(applied)
+}

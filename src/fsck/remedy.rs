@@ -1,0 +1,93 @@
+//! What can be done about a finding.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::Finding;
+use crate::format::index::MapKind;
+
+/// What can be done about a finding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Remedy {
+    /// Nothing needs to be done, or it goes by itself.
+    Nothing,
+    /// `fsck --repair` writes it anew from a whole copy, or marks what has none as unreadable.
+    Repair,
+    /// The blocks are to be overwritten.
+    Overwrite,
+    /// `recover` goes back to the newest manifest that is whole.
+    Recover,
+    /// A key slot is to be removed, and its secret added anew.
+    Keys,
+    /// There is no second copy of it, and no data depends on it.
+    Accept,
+    /// There is no second copy of it.
+    Restore,
+}
+
+impl fmt::Display for Remedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nothing => "nothing needs to be done",
+            Self::Repair => {
+                "s3bd fsck --repair mends it from a whole copy, or marks what has none as unreadable"
+            }
+            Self::Overwrite => "overwriting the blocks clears it",
+            Self::Recover => "s3bd recover goes back to the newest manifest that is whole",
+            Self::Keys => "remove the key slot, and add its password or key file anew",
+            Self::Accept => "it has no second copy, and no data depends on it",
+            Self::Restore => "it has no second copy: put the object back from a copy of the bucket",
+        })
+    }
+}
+
+impl Finding {
+    /// What can be done about it.
+    #[must_use]
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            Self::InUse { .. }
+            | Self::ManifestAside { .. }
+            | Self::DeadObject { .. }
+            | Self::MovedOn { .. }
+            | Self::Strays { .. }
+            | Self::UnknownKeys { .. }
+            // Manifests go as newer ones are published.
+            | Self::ManifestDamaged { newest: false, needed: false, .. }
+            | Self::ManifestMissing { needed: false, .. }
+            | Self::ManifestReplaced { needed: false, .. } => Remedy::Nothing,
+            Self::ObjectMissing { listed: true, .. }
+            | Self::ObjectLength { listed: true, .. }
+            | Self::ObjectIndex { listed: true, .. }
+            | Self::NoManifest
+            | Self::ManifestDamaged { .. }
+            | Self::ManifestMissing { .. }
+            | Self::ManifestReplaced { .. }
+            | Self::ManifestDescends { .. } => Remedy::Recover,
+            Self::ObjectMissing { .. }
+            | Self::ObjectLength { .. }
+            | Self::ObjectIndex { .. }
+            | Self::ObjectHeader { .. }
+            | Self::Frame { .. }
+            | Self::Page { map: MapKind::Blocks | MapKind::Objects, .. } => Remedy::Repair,
+            Self::LostBlocks { .. } => Remedy::Overwrite,
+            Self::SlotDamaged { .. } | Self::SlotForeign { .. } => Remedy::Keys,
+            Self::ClaimDamaged { .. }
+            | Self::ClaimMissing { .. }
+            | Self::IndexDisagrees { .. }
+            | Self::TableEntry { .. }
+            | Self::ObjectUnknown { .. }
+            | Self::LiveBytes { .. }
+            | Self::Totals { .. }
+            | Self::CutIncomplete { .. } => Remedy::Accept,
+            Self::HeaderMissing
+            | Self::HeaderDamaged { .. }
+            | Self::HeaderReplaced
+            | Self::KeysUnusable { .. }
+            | Self::SnapshotLost { .. }
+            | Self::Page { map: MapKind::Snapshots, .. } => Remedy::Restore,
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Carrying a plan out on an open volume.
+
+use serde::Serialize;
+
+use super::plan::{Plan, Step};
+use crate::{
+    fsck::progress::{Progress, Stage},
+    volume::{Volume, error::VolumeError},
+};
+
+/// What a repair did. It counts when the volume is closed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Applied {
+    /// Bytes written anew.
+    pub rewritten_bytes: u64,
+    /// Bytes marked as lost.
+    pub lost_bytes: u64,
+    /// Pages written anew.
+    pub moved_pages: u64,
+    /// What could not be done, in words: the copy that the plan counted on is gone.
+    pub failed: Vec<String>,
+}
+
+/// Carries out the steps of `plan` on the volume that [`super::begin`] opened; what was written since the plan was made, out of
+/// this host's log, stays as it is. Dropped or killed at any point, it leaves a volume for which another plan can be made.
+///
+/// # Errors
+/// What ends the tenure. Steps that fail by themselves are in the report.
+pub async fn apply(volume: &Volume, plan: &Plan, progress: &dyn Progress) -> Result<Applied, VolumeError> {
+    progress.begin(Stage::Repair, Some(plan.steps.len() as u64));
+    let mut applied = Applied::default();
+    for step in &plan.steps {
+        match carry_out(volume, step, &mut applied).await {
+            Ok(()) => {}
+            Err(error) if error.is_damage() => applied.failed.push(error.to_string()),
+            Err(error) => return Err(error),
+        }
+        progress.advance(1);
+    }
+    Ok(applied)
+}
+
+async fn carry_out(volume: &Volume, step: &Step, applied: &mut Applied) -> Result<(), VolumeError> {
+    let core = volume.core();
+    match step {
+        Step::Rewrite { at, blocks, .. } => {
+            for run in &blocks.runs {
+                applied.rewritten_bytes += core.rewrite(*run, at).await?;
+            }
+        }
+        Step::MarkLost { at, blocks } => {
+            for run in &blocks.runs {
+                applied.lost_bytes += core.mark_lost(*run, at).await?;
+            }
+        }
+        Step::EarlierMaps { maps } => core.rebase(maps).await?,
+        Step::MovePage { page, .. } => {
+            core.moving().push(*page);
+            applied.moved_pages += 1;
+        }
+        Step::LosePage { run, .. } => applied.lost_bytes += core.mark_unmapped_lost(*run)?,
+    }
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! The plan of a repair: a pure function of what was found and of the copies there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Serialize, Serializer};
+
+use super::survey::Survey;
+use crate::{
+    format::{
+        ids::{Epoch, FrameRef, Generation, Sequence},
+        index::{MapKind, Run},
+        names,
+    },
+    fsck::{Blocks, Finding, Report, Severity, detail::FrameAt, remedy::Remedy},
+    map::tree::{PageAt, last_key},
+    volume::{earlier::EarlierMaps, walk::Copy},
+};
+
+/// More blocks than this are not marked as lost for one page: each 512 of them are a page of their own, and a volume
+/// of which so much is gone is better gone back with.
+const LOST_BLOCKS_MAX: u64 = 1 << 27;
+
+/// One thing to be done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+pub enum Step {
+    /// Blocks are written anew from a whole copy of their frame.
+    Rewrite {
+        /// The frame.
+        #[serde(serialize_with = "as_place")]
+        at: FrameRef,
+        /// Where the copy is.
+        copy: Copy,
+        /// The blocks that are read from it.
+        blocks: Blocks,
+    },
+    /// Blocks of a frame without a whole copy become errors until they are overwritten.
+    MarkLost {
+        /// The frame.
+        #[serde(serialize_with = "as_place")]
+        at: FrameRef,
+        /// The blocks.
+        blocks: Blocks,
+    },
+    /// A page of a map is written anew from a whole copy.
+    MovePage {
+        /// The page.
+        #[serde(flatten, serialize_with = "as_page")]
+        page: PageAt,
+        /// Where the copy is.
+        copy: Copy,
+    },
+    /// The newest checkpoint, of which a page has no whole copy, is made once more, from the one of an earlier manifest and the
+    /// objects since.
+    EarlierMaps {
+        /// Those maps, by the name of the manifest.
+        #[serde(rename = "manifest", serialize_with = "as_manifest")]
+        maps: Box<EarlierMaps>,
+    },
+    /// All blocks that only a page without a whole copy would lead to become errors until they are overwritten.
+    LosePage {
+        /// The page.
+        #[serde(flatten, serialize_with = "as_page")]
+        page: PageAt,
+        /// The blocks that it covers; those that newer objects bring stay as they are.
+        run: Run,
+    },
+}
+
+fn as_place<S: Serializer>(frame: &FrameRef, serializer: S) -> Result<S::Ok, S::Error> {
+    FrameAt::from(frame).serialize(serializer)
+}
+
+fn as_manifest<S: Serializer>(maps: &EarlierMaps, serializer: S) -> Result<S::Ok, S::Error> {
+    names::manifest(maps.manifest.generation, maps.manifest.epoch).serialize(serializer)
+}
+
+#[derive(Serialize)]
+struct Page {
+    at: FrameAt,
+    map: MapKind,
+    level: u8,
+    first_key: u64,
+}
+
+fn as_page<S: Serializer>(page: &PageAt, serializer: S) -> Result<S::Ok, S::Error> {
+    let PageAt { frame, map, level, first_key } = *page;
+    Page { at: (&frame).into(), map, level, first_key }.serialize(serializer)
+}
+
+/// Something found that the plan leaves as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Left {
+    /// The finding, in words.
+    pub text: String,
+    /// What can be done about it instead.
+    pub remedy: Remedy,
+}
+
+/// What a repair would do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// The epoch that it was made from: for no other is it carried out.
+    pub epoch: Epoch,
+    /// The tenure that published it.
+    pub generation: Generation,
+    /// In the order in which they are done.
+    pub steps: Vec<Step>,
+    /// What it leaves as it is.
+    pub left: Vec<Left>,
+}
+
+/// What is not where it should be, by findings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Suspects {
+    objects: BTreeSet<(Generation, Sequence)>,
+    frames: BTreeMap<(Generation, Sequence), BTreeSet<u32>>,
+}
+
+impl Suspects {
+    /// Those that a repair can do something about.
+    #[must_use]
+    pub fn of(findings: &[Finding]) -> Self {
+        let mut suspects = Self::default();
+        for finding in findings.iter().filter(|finding| finding.remedy() == Remedy::Repair) {
+            match finding {
+                Finding::ObjectMissing { name, .. }
+                | Finding::ObjectLength { name, .. }
+                | Finding::ObjectHeader { name, .. }
+                | Finding::ObjectIndex { name, .. } => suspects.objects.extend(names::parse_object(name)),
+                Finding::Frame { at, .. } | Finding::Page { at, .. } => {
+                    if let Some(object) = names::parse_object(&at.object) {
+                        suspects.frames.entry(object).or_default().insert(at.frame);
+                    }
+                }
+                _ => {}
+            }
+        }
+        suspects
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty() && self.frames.is_empty()
+    }
+
+    /// Whether `frame` is one of them, or in an object that is.
+    #[must_use]
+    pub fn contains(&self, frame: &FrameRef) -> bool {
+        let object = (frame.object.generation, frame.object.sequence);
+        self.objects.contains(&object)
+            || self.frames.get(&object).is_some_and(|frames| frames.contains(&frame.number))
+    }
+}
+
+/// Makes the plan for what a check found. Where something keeps the volume from being opened, there are no steps.
+#[must_use]
+pub fn plan(report: &Report, survey: &Survey) -> Plan {
+    let mut plan =
+        Plan { epoch: survey.epoch, generation: survey.generation, steps: Vec::new(), left: Vec::new() };
+    let mut blocked = false;
+    for finding in &report.findings {
+        let remedy = finding.remedy();
+        blocked |= matches!(remedy, Remedy::Recover | Remedy::Restore);
+        if finding.severity() > Severity::Note && remedy != Remedy::Repair {
+            plan.left.push(Left { text: finding.to_string(), remedy });
+        }
+    }
+    if blocked {
+        let repairable = report.findings.iter().filter(|finding| finding.remedy() == Remedy::Repair);
+        let wait = |finding: &Finding| Left { text: finding.to_string(), remedy: Remedy::Repair };
+        plan.left.extend(repairable.map(wait));
+        return plan;
+    }
+    // Before all else: frames and pages are those of these maps.
+    plan.steps.extend(survey.earlier.clone().map(|maps| Step::EarlierMaps { maps: Box::new(maps) }));
+    // Then pages: what lies below one that is lost is not to be looked up any more.
+    for found in &survey.pages {
+        plan.add_page(found.page, found.copy, survey.size_blocks);
+    }
+    for found in &survey.frames {
+        let (at, blocks) = (found.frame, found.blocks.clone());
+        plan.steps.push(match found.copy {
+            Some(copy) => Step::Rewrite { at, copy, blocks },
+            None => Step::MarkLost { at, blocks },
+        });
+    }
+    plan
+}
+
+impl Plan {
+    fn add_page(&mut self, page: PageAt, copy: Option<Copy>, size_blocks: u64) {
+        if let Some(copy) = copy {
+            self.steps.push(Step::MovePage { page, copy });
+            return;
+        }
+        let end = last_key(page.level, page.first_key).min(size_blocks.saturating_sub(1));
+        let count = end.saturating_sub(page.first_key).saturating_add(1);
+        if page.map == MapKind::Blocks && count <= LOST_BLOCKS_MAX {
+            self.steps.push(Step::LosePage { page, run: Run { block: page.first_key, count } });
+            return;
+        }
+        let map = match page.map {
+            MapKind::Blocks => "the block map",
+            MapKind::Objects => "the object table",
+            MapKind::Snapshots => "the snapshot table",
+        };
+        let keys = format!("level {}, keys {} to {end}", page.level, page.first_key);
+        let text = format!("{}: a page of {map} ({keys}) has no whole copy", FrameAt::from(&page.frame));
+        self.left.push(Left { text, remedy: Remedy::Recover });
+    }
+
+    /// Blocks that it writes anew, and blocks that it marks as lost.
+    #[must_use]
+    pub fn blocks(&self) -> (u64, u64) {
+        self.steps.iter().fold((0, 0), |(anew, lost), step| match step {
+            Step::Rewrite { blocks, .. } => (anew + blocks.count, lost),
+            Step::MarkLost { blocks, .. } => (anew, lost + blocks.count),
+            Step::MovePage { .. } | Step::EarlierMaps { .. } => (anew, lost),
+            Step::LosePage { run, .. } => (anew, lost + run.count),
+        })
+    }
+}

@@ -1,0 +1,184 @@
+//! Maps of an earlier checkpoint: with the objects since, they say what the newest maps say.
+//!
+//! A checkpoint leaves the pages before it as they are, and each manifest lists what it brought. So while an earlier manifest is there,
+//! a page that was damaged since is not needed: its checkpoint is made once more.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    bucket::{Bucket, Published},
+    core::Core,
+    error::{Kind, VolumeError},
+    walk::{Direct, Walk},
+};
+use crate::{
+    format::{
+        ids::{Epoch, Generation, Sequence},
+        index::MapKind,
+        manifest::{ListedObject, ManifestLink, Roots},
+    },
+    map::delta::Delta,
+};
+
+/// Manifests looked at, from the newest back: more than a writer keeps.
+const CHAIN_MAX: usize = 64;
+/// Pages under way at once.
+const LOADS_MAX: usize = 32;
+
+type ObjectName = (Generation, Sequence);
+
+/// The maps of an earlier checkpoint, and all that brings them up to the newest epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EarlierMaps {
+    /// The newest manifest that has them.
+    pub manifest: ManifestLink,
+    /// Their roots.
+    pub roots: Roots,
+    /// The objects since, by epoch, without the pages of later checkpoints.
+    pub objects: Vec<ListedObject>,
+    /// Blocks with data in those maps.
+    mapped_blocks: u64,
+    /// Objects with pages of later checkpoints, which nothing names then, and their bytes.
+    dropped: (u64, u64),
+    /// What they stand in for.
+    instead_of: (Roots, Vec<ListedObject>),
+}
+
+/// What the totals of the next manifest have to be told.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rebased {
+    pub(super) mapped_blocks: u64,
+    pub(super) dropped: (u64, u64),
+}
+
+/// The latest maps before those of `newest` that are whole; `None` where no manifest in the bucket has any. `pages` are
+/// objects known to hold pages of the newest maps alone, which need not be there.
+///
+/// # Errors
+/// What the store refuses.
+pub async fn find(
+    direct: &Direct,
+    newest: &Published,
+    pages: &BTreeSet<ObjectName>,
+) -> Result<Option<EarlierMaps>, VolumeError> {
+    let bucket = &direct.bucket;
+    let mut listed = BTreeMap::new();
+    listed.extend(newest.manifest.objects.iter().map(by_epoch));
+    let mut tried = newest.manifest.roots.epoch;
+    let mut parent = newest.manifest.parent;
+    for _ in 0..CHAIN_MAX {
+        let Some(link) = parent else { break };
+        let older = match bucket.load_manifest(link.generation, link.epoch).await {
+            Ok(Some(older)) if older.link == link => older.manifest,
+            Ok(_) => break,
+            Err(error) if error.kind() == Kind::Corrupt => break,
+            Err(error) => return Err(error),
+        };
+        listed.extend(older.objects.iter().map(by_epoch));
+        let same_snapshots = older.roots.snapshots == newest.manifest.roots.snapshots
+            && older.snapshots == newest.manifest.snapshots;
+        if older.roots.epoch < tried && same_snapshots {
+            tried = older.roots.epoch;
+            if is_whole(direct, &older.roots).await?
+                && let Some((objects, dropped)) = select(bucket, &older.roots, &listed, pages).await?
+            {
+                let mapped_blocks = older.totals.mapped_blocks;
+                let instead_of = (newest.manifest.roots.clone(), newest.manifest.objects.clone());
+                let roots = older.roots;
+                return Ok(Some(EarlierMaps {
+                    manifest: link,
+                    roots,
+                    objects,
+                    mapped_blocks,
+                    dropped,
+                    instead_of,
+                }));
+            }
+        }
+        parent = older.parent;
+    }
+    Ok(None)
+}
+
+fn by_epoch(object: &ListedObject) -> ((Epoch, Sequence), ListedObject) {
+    ((object.epoch, object.sequence), *object)
+}
+
+async fn is_whole(direct: &Direct, roots: &Roots) -> Result<bool, VolumeError> {
+    for (map, root) in [(MapKind::Blocks, roots.blocks), (MapKind::Objects, roots.objects)] {
+        let mut walk = Walk::new(direct, map, root.as_ref(), LOADS_MAX, |_, _| true);
+        while let Some((_, page)) = walk.next().await {
+            match page {
+                Ok(_) => {}
+                Err(error) if error.is_damage() => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Those of `since` that `roots` do not hold, and the number and bytes of those that hold pages of later maps; `None`
+/// where one cannot be read.
+async fn select(
+    bucket: &Bucket,
+    roots: &Roots,
+    since: &BTreeMap<(Epoch, Sequence), ListedObject>,
+    pages: &BTreeSet<ObjectName>,
+) -> Result<Option<(Vec<ListedObject>, (u64, u64))>, VolumeError> {
+    let (mut kept, mut dropped) = (Vec::new(), (0, 0));
+    for listed in since.values().filter(|listed| listed.epoch > roots.epoch) {
+        let is_later_pages = match bucket.load_index(*listed).await {
+            _ if pages.contains(&(listed.generation, listed.sequence)) => true,
+            Ok(new) => new.index.parts == 0 && new.index.epoch > roots.epoch,
+            Err(error) if error.kind() == Kind::Corrupt => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if is_later_pages {
+            dropped = (dropped.0 + 1, dropped.1 + listed.bytes);
+        } else {
+            kept.push(*listed);
+        }
+    }
+    Ok(Some((kept, dropped)))
+}
+
+impl EarlierMaps {
+    /// What the objects change in those maps.
+    ///
+    /// # Errors
+    /// Damage to an index, and what the store refuses.
+    pub async fn delta(&self, bucket: &Bucket) -> Result<Delta, VolumeError> {
+        let mut delta = Delta::new(bucket.block_bytes(), self.roots.epoch);
+        for listed in &self.objects {
+            delta.apply(&bucket.load_index(*listed).await?);
+        }
+        Ok(delta)
+    }
+}
+
+impl Core {
+    /// Goes on with `maps`, which say the same as the newest; the next checkpoint is made from them, and closing makes it.
+    ///
+    /// # Errors
+    /// `Invalid` where something was published since the volume was opened: nothing was changed.
+    pub async fn rebase(&self, maps: &EarlierMaps) -> Result<(), VolumeError> {
+        let mut delta = maps.delta(&self.bucket).await?;
+        let mut state = self.state_mut();
+        let is_as_opened = state.checkpointing.is_none()
+            && state.roots == maps.instead_of.0
+            && state.delta.listed == maps.instead_of.1;
+        if !is_as_opened {
+            return Err(VolumeError::Invalid(
+                "the volume was published before its maps could be mended: run it again".to_owned(),
+            ));
+        }
+        delta.snapshots = std::mem::take(&mut state.delta.snapshots);
+        delta.epoch = state.delta.epoch;
+        state.delta = delta;
+        state.roots = maps.roots.clone();
+        let EarlierMaps { mapped_blocks, dropped, .. } = *maps;
+        *self.rebased() = Some(Rebased { mapped_blocks, dropped });
+        Ok(())
+    }
+}
