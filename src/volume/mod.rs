@@ -39,6 +39,7 @@ pub mod readahead;
 pub mod record;
 pub mod settings;
 pub mod state;
+pub mod status;
 pub mod waiters;
 pub mod walk;
 pub mod write;
@@ -46,6 +47,7 @@ pub mod write;
 use std::sync::Arc;
 
 use tokio::{sync::watch, task::JoinHandle};
+use wal::disk::FolderLock;
 
 use self::{core::Core, env::Local, error::VolumeError};
 
@@ -78,6 +80,14 @@ impl Volume {
     #[must_use]
     pub fn core(&self) -> &Arc<Core> {
         &self.core
+    }
+
+    /// The lock on the volume's folder, for what must not outlive it; none where another process has it, and none after
+    /// closing.
+    #[must_use]
+    pub fn lock(&self) -> Option<Arc<FolderLock>> {
+        let local = self.local.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        local.as_ref().and_then(|local| local.lock.clone())
     }
 
     /// Returns when everything acknowledged before the call is published.

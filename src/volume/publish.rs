@@ -149,6 +149,9 @@ impl Publisher {
         let result = self.serve().await;
         if let Err(error) = &result {
             self.core.fail(error.clone());
+            if let VolumeError::Fenced { found, .. } = error {
+                self.core.noted.find_out_who(&self.core, *found);
+            }
         }
         result
     }
@@ -278,11 +281,11 @@ impl Publisher {
         let epoch = self.cut_epoch.next();
         let mut state = core.state_mut();
         let layer = Arc::new(std::mem::take(&mut state.active));
-        state.active_since = None;
+        let since = state.active_since.take();
         let (lsn, size_bytes) = (state.end, state.size_bytes);
         let layered = !layer.is_empty();
         if layered {
-            state.frozen.push_back(Frozen { epoch, layer: Arc::clone(&layer) });
+            state.frozen.push_back(Frozen { epoch, layer: Arc::clone(&layer), since });
         }
         drop(state);
         self.cut_epoch = epoch;
@@ -415,7 +418,12 @@ impl Publisher {
         log.trim(lsn);
         remember(&self.core, &*self.state_disk, &seen);
         self.core.published.advance(lsn);
-        self.core.progress.send_replace(Progress { generation: link.generation, epoch: link.epoch, lsn });
+        self.core.progress.send_replace(Progress {
+            generation: link.generation,
+            epoch: link.epoch,
+            lsn,
+            time_ms: manifest.time_ms,
+        });
         tracing::debug!(epoch = %link.epoch, %lsn, objects = manifest.objects.len(), "published");
         let oldest = manifest.oldest_kept;
         self.remove_manifests_below(oldest);

@@ -12,3 +12,4 @@ mod oracle;
 mod rig;
 mod store_faults;
 mod two_writers;
+mod status;
