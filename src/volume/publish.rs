@@ -260,7 +260,7 @@ impl Publisher {
         *self.closing.borrow()
             || state.active.data_bytes() >= self.core.settings.object_bytes
             || wanted > self.last_cut_lsn()
-            || since.elapsed() >= self.core.settings.commit_interval
+            || since.elapsed() >= self.core.settings.cut_age_max()
     }
 
     /// When the active layer becomes due by its age.
@@ -268,7 +268,7 @@ impl Publisher {
         if self.cuts.len() >= CUTS_MAX {
             return None;
         }
-        self.core.state().active_since.map(|since| since + self.core.settings.commit_interval)
+        self.core.state().active_since.map(|since| since + self.core.settings.cut_age_max())
     }
 
     fn last_cut_lsn(&self) -> Lsn {
