@@ -12,7 +12,10 @@ mod progress;
 mod recover;
 mod secret;
 mod serve;
+mod served;
 mod size;
+mod status;
+mod sync;
 mod target;
 
 use std::process::ExitCode;
@@ -36,7 +39,7 @@ region and profile are found as the AWS tools find them; --endpoint names anothe
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such volume or bucket, 4 wrong or missing password, 5 in use \
 (another process, another host, a taken port), 6 the store cannot be reached or refuses, 7 damaged data, 8 the local log \
-and the bucket went different ways. fsck has those of fsck(8).";
+and the bucket went different ways, 9 not open on this host. fsck has those of fsck(8).";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -50,6 +53,10 @@ enum Command {
     Fsck(fsck::Fsck),
     /// Say what a volume is, from its bucket alone.
     Info(info::Info),
+    /// Say how the open server of a volume on this host does, and how far behind its bucket is.
+    Status(status::Status),
+    /// Wait until everything that the open server on this host has acknowledged is in the bucket.
+    Sync(sync::Sync),
 }
 
 /// Runs the program on its command line.
@@ -78,6 +85,8 @@ pub fn main() -> ExitCode {
             Command::Recover(command) => command.run().await,
             Command::Fsck(command) => return command.run().await,
             Command::Info(command) => command.run().await,
+            Command::Status(command) => command.run().await,
+            Command::Sync(command) => command.run().await,
         }
         .map(|()| exit::DONE)
     });
