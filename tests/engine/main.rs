@@ -7,6 +7,7 @@ mod crash_points;
 mod ends;
 mod host;
 mod lag;
+mod lessons;
 mod model;
 mod object_table;
 mod oracle;
