@@ -118,7 +118,7 @@ impl Service for Served {
     async fn answer(&self, request: Request, working: &Working) -> Result<Answer, Refusal> {
         match request {
             Request::Hello => Ok(Answer::Hello(self.hello())),
-            Request::Status => Ok(Answer::Status(self.status())),
+            Request::Status => Ok(Answer::Status(Box::new(self.status()))),
             Request::Sync => self.sync(working).await.map(|()| Answer::Done).map_err(|error| refusal(&error)),
         }
     }

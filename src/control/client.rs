@@ -146,7 +146,7 @@ impl Client {
             };
             match decode_reply(&line).map_err(ClientError::Nonsense)? {
                 Reply::Working(progress) => show(progress),
-                Reply::Answer(answer) => return Ok(*answer),
+                Reply::Answer(answer) => return Ok(answer),
                 Reply::Refused(refusal) => return Err(refusal.into()),
             }
         }

@@ -30,7 +30,7 @@ pub enum Reply {
     /// The request is under way; another line follows.
     Working(Progress),
     /// The answer.
-    Answer(Box<Answer>),
+    Answer(Answer),
     /// There is none.
     Refused(Refusal),
 }
@@ -42,7 +42,7 @@ pub enum Answer {
     /// To [`Request::Hello`].
     Hello(Hello),
     /// To [`Request::Status`].
-    Status(Status),
+    Status(Box<Status>),
     /// It is done.
     Done,
 }
@@ -166,7 +166,7 @@ mod tests {
         let line = "{\"left_bytes\":4096,\"reply\":\"working\",\"store_away_ms\":null,\"version\":1}\n";
         assert_eq!(String::from_utf8(encode_reply(&working)).unwrap(), line);
         assert_eq!(decode_reply(line.as_bytes()), Ok(working));
-        let done = Reply::Answer(Box::new(Answer::Done));
+        let done = Reply::Answer(Answer::Done);
         let line = "{\"answer\":\"done\",\"reply\":\"answer\",\"version\":1}\n";
         assert_eq!(String::from_utf8(encode_reply(&done)).unwrap(), line);
         assert_eq!(decode_reply(line.as_bytes()), Ok(done));

@@ -177,7 +177,7 @@ impl Connection {
     async fn answer(&mut self, request: Request) -> io::Result<()> {
         if request == Request::Hello {
             let hello = self.service.hello();
-            return self.send(&Reply::Answer(Box::new(Answer::Hello(hello)))).await;
+            return self.send(&Reply::Answer(Answer::Hello(hello))).await;
         }
         let (service, working) = (Arc::clone(&self.service), Working::default());
         let answer = service.answer(request, &working);
@@ -191,7 +191,7 @@ impl Connection {
                 biased;
                 answered = &mut answer => {
                     let reply = match answered {
-                        Ok(answer) => Reply::Answer(Box::new(answer)),
+                        Ok(answer) => Reply::Answer(answer),
                         Err(refusal) => Reply::Refused(refusal),
                     };
                     return self.send(&reply).await;

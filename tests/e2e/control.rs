@@ -2,7 +2,7 @@
 
 use std::{os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
-use super::stage;
+use super::{raw::Raw, stage};
 use crate::support::{
     fixture::Kind,
     host::{Ended, HANG, Host},
@@ -58,7 +58,9 @@ pub(crate) fn status_says_how_far_behind_the_bucket_is_and_sync_brings_it_up(kin
     assert_eq!(after["volume"]["unpublished"]["oldest_age_ms"], serde_json::Value::Null, "{after}");
     let other = Host::new(&fixture);
     let reader = other.open(&volume, &["--read-only"]);
-    qemu_io(&reader.uri, &["read -P 0x61 0 1M"]);
+    let mut client = Raw::connect(&reader.socket).expect("a server");
+    assert!(client.read(0, 4096).expect("data").iter().all(|&byte| byte == 0x61));
+    drop(client);
     assert_eq!(status(&other, &volume)["volume"]["read_only"], true);
     reader.close();
 
