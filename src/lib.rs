@@ -4,6 +4,7 @@
 
 pub mod cache;
 pub mod cli;
+pub mod control;
 pub mod format;
 pub mod fsck;
 pub mod map;

@@ -35,6 +35,10 @@ e2e::claims! {
         recover_elsewhere_changes_nothing_without_takeover,
         a_host_that_was_overtaken_stops_and_keeps_its_log,
         an_older_copy_of_the_state_directory_is_refused;
+    control:
+        status_says_how_far_behind_the_bucket_is_and_sync_brings_it_up,
+        a_killed_servers_control_socket_is_nobody_and_the_next_one_answers,
+        a_fenced_server_says_by_whom_and_cannot_sync;
     passwords:
         a_password_comes_from_a_file_a_command_or_the_environment,
         a_terminal_is_asked_and_shows_nothing,

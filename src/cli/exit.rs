@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::{
+    control::{RefusalKind, client::ClientError},
     store::{ErrorKind, StoreError},
     volume::error::{Kind, VolumeError},
 };
@@ -26,6 +27,9 @@ const DAMAGED: u8 = 7;
 /// The local log and the bucket went different ways.
 const DIVERGED: u8 = 8;
 
+/// No server on this host has the volume open.
+const NOT_OPEN: u8 = 9;
+
 /// An error of the command line itself, with its exit code.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
@@ -39,6 +43,11 @@ pub(super) fn usage(text: impl Into<String>) -> anyhow::Error {
     CliError { code: USAGE, text: text.into() }.into()
 }
 
+/// No server on this host has the volume open.
+pub(super) fn not_open(text: impl Into<String>) -> anyhow::Error {
+    CliError { code: NOT_OPEN, text: text.into() }.into()
+}
+
 /// Prints the error and gives its exit code.
 pub(super) fn report(error: &anyhow::Error) -> ExitCode {
     super::tell(format!("{error:#}"));
@@ -49,6 +58,9 @@ fn code(error: &anyhow::Error) -> u8 {
     for cause in error.chain() {
         if let Some(error) = cause.downcast_ref::<CliError>() {
             return error.code;
+        }
+        if let Some(ClientError::Refused(refusal)) = cause.downcast_ref::<ClientError>() {
+            return refusal_code(refusal.kind);
         }
         if let Some(error) = cause.downcast_ref::<VolumeError>() {
             return volume_code(error);
@@ -75,6 +87,15 @@ fn volume_code(error: &VolumeError) -> u8 {
         }
         _ if error.kind() == Kind::Corrupt => DAMAGED,
         _ => FAILED,
+    }
+}
+
+fn refusal_code(kind: RefusalKind) -> u8 {
+    match kind {
+        RefusalKind::Fenced => DIVERGED,
+        RefusalKind::Damaged => DAMAGED,
+        RefusalKind::Closed => NOT_OPEN,
+        RefusalKind::Invalid | RefusalKind::Unsupported | RefusalKind::Failed => FAILED,
     }
 }
 

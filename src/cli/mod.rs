@@ -15,7 +15,10 @@ mod recover;
 mod repair;
 mod secret;
 mod serve;
+mod served;
 mod size;
+mod status;
+mod sync;
 mod target;
 
 use std::process::ExitCode;
@@ -39,7 +42,7 @@ region and profile are found as the AWS tools find them; --endpoint names anothe
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such volume or bucket, 4 wrong or missing password, 5 in use \
 (another process, another host, a taken port), 6 the store cannot be reached or refuses, 7 damaged data, 8 the local log \
-and the bucket went different ways. fsck has those of fsck(8).";
+and the bucket went different ways, 9 not open on this host. fsck has those of fsck(8).";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -56,6 +59,10 @@ enum Command {
     /// List, add, remove and change the secrets that open a volume.
     #[command(subcommand)]
     Key(key::Key),
+    /// Say how the open server of a volume on this host does, and how far behind its bucket is.
+    Status(status::Status),
+    /// Wait until everything that the open server on this host has acknowledged is in the bucket.
+    Sync(sync::Sync),
 }
 
 /// Runs the program on its command line.
@@ -85,6 +92,8 @@ pub fn main() -> ExitCode {
             Command::Fsck(command) => return command.run().await,
             Command::Info(command) => command.run().await,
             Command::Key(command) => command.run().await,
+            Command::Status(command) => command.run().await,
+            Command::Sync(command) => command.run().await,
         }
         .map(|()| exit::DONE)
     });

@@ -11,8 +11,9 @@ use super::{
     progress::{describe_replay, show_upload},
     say,
     secret::SecretArgs,
-    serve::{Addresses, Signals, bind, describe, serve},
-    size::{parse_duration, parse_size, parse_size_or_none, show_size},
+    serve::{Addresses, Signals, bind, describe, server},
+    served,
+    size::{Lag, parse_duration, parse_lag, parse_size, parse_size_or_none, show_size},
     target::Target,
     tell,
 };
@@ -86,6 +87,10 @@ struct Tuning {
     /// Memory for unpacked data; as much as half of it again holds what waits for upload.
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256M")]
     memory_size: u64,
+    /// How far behind the bucket may be, as a time (10m) or a size (2G), or one of each; writes wait where it would be more
+    /// [default: no more than the log holds].
+    #[arg(long, value_name = "TIME|SIZE", value_parser = parse_lag)]
+    max_lag: Vec<Lag>,
     /// Answer a read with an I/O error when the store does not answer for this long [default: wait].
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     read_timeout: Option<Duration>,
@@ -102,12 +107,18 @@ const WAL_BYTES_MIN: u64 = 64 << 20;
 /// Less memory than this holds too few frames for one large request.
 const MEMORY_BYTES_MIN: u64 = 16 << 20;
 
+/// A commit takes some round trips to the store: with less than this, writers would mostly wait.
+const LAG_TIME_MIN: Duration = Duration::from_secs(1);
+/// One record of the log.
+const LAG_BYTES_MIN: u64 = 1 << 20;
+
 impl Tuning {
     fn settings(&self) -> anyhow::Result<Settings> {
         let least = |name: &str, given: u64, least: u64| {
             let text = format!("{name} of {} is too small: at least {}", show_size(given), show_size(least));
             if given < least { Err(exit::usage(text)) } else { Ok(given) }
         };
+        let (lag_time_max, lag_bytes_max) = self.lag_max()?;
         Ok(Settings {
             durability: match self.durability {
                 DurabilityArg::Local => Durability::Local,
@@ -118,9 +129,40 @@ impl Tuning {
             cache_bytes_max: self.cache_size,
             memory_bytes_max: least("--memory-size", self.memory_size, MEMORY_BYTES_MIN)?,
             unpublished_memory_bytes_max: self.memory_size / 2,
+            lag_time_max,
+            lag_bytes_max,
             read_timeout: self.read_timeout,
             ..Settings::default()
         })
+    }
+}
+
+impl Tuning {
+    /// `--max-lag`, one of each kind at most.
+    fn lag_max(&self) -> anyhow::Result<(Option<Duration>, Option<u64>)> {
+        let (mut time, mut bytes) = (None, None);
+        for lag in &self.max_lag {
+            let twice = match *lag {
+                Lag::Time(given) => time.replace(given).is_some(),
+                Lag::Bytes(given) => bytes.replace(given).is_some(),
+            };
+            if twice {
+                return Err(exit::usage("--max-lag takes one time and one size at most"));
+            }
+        }
+        if time.is_some_and(|time| time < LAG_TIME_MIN) {
+            return Err(exit::usage(format!(
+                "--max-lag is too short: at least {} s",
+                LAG_TIME_MIN.as_secs()
+            )));
+        }
+        if bytes.is_some_and(|bytes| bytes < LAG_BYTES_MIN) {
+            return Err(exit::usage(format!(
+                "--max-lag is too small: at least {}",
+                show_size(LAG_BYTES_MIN)
+            )));
+        }
+        Ok((time, bytes))
     }
 }
 
@@ -144,14 +186,19 @@ impl Open {
             description: self.target.name(),
             device: Arc::clone(&volume) as Arc<dyn Device>,
         };
+        let server = server(export);
+        let control = served::serve_control(&self.target, &volume, &outside.opened, server.clients());
         let size = show_size(volume.info().size_bytes);
         for address in describe(&listeners, self.unix.as_ref(), self.target.volume()) {
             say(format_args!("{}: {size}, served at {address}", self.target.name()));
         }
         let failed = watch_for_failure(&volume);
-        serve(export, listeners, &mut signals).await;
+        server.serve(listeners, signals.next()).await;
         failed.abort();
         let closed = close(&volume, &mut signals, &self.target.name()).await;
+        if let Some(control) = control {
+            control.end().await;
+        }
         tracing::info!(requests = ?outside.opened.meter(), "requests made of the store");
         closed
     }

@@ -60,7 +60,7 @@ impl Signals {
     }
 }
 
-/// Serves `export` until a signal comes.
-pub(super) async fn serve(export: Export, listeners: Vec<Listener>, signals: &mut Signals) {
-    Server::new(Arc::new(export), Limits::default()).serve(listeners, signals.next()).await;
+/// A server of `export`.
+pub(super) fn server(export: Export) -> Server {
+    Server::new(Arc::new(export), Limits::default())
 }

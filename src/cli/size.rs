@@ -30,6 +30,41 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(duration).ok().filter(|duration| !duration.is_zero()).ok_or_else(wrong)
 }
 
+/// How far behind a bucket may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lag {
+    Time(Duration),
+    Bytes(u64),
+}
+
+/// Reads a time or a size. What is a time is none of a size: `5m` is five minutes, and `5M` and `5MB` are a size.
+pub(super) fn parse_lag(text: &str) -> Result<Lag, String> {
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    if ["ms", "s", "m", "h", "d"].contains(&unit) {
+        // The unit of a day is none of jiff's durations, whose days may have another length.
+        let hours =
+            unit.eq("d").then(|| text.trim_end_matches('d').parse::<u64>().ok()?.checked_mul(24)).flatten();
+        let text = hours.map_or(text.to_owned(), |hours| format!("{hours}h"));
+        return parse_duration(&text).map(Lag::Time);
+    }
+    if unit.is_empty() {
+        return Err("write a time such as 30s or 10m, or a size such as 512M or 2G".to_owned());
+    }
+    parse_size(text).map(Lag::Bytes)
+}
+
+/// A span of time for people, two units at most.
+pub(super) fn show_span(ms: u64) -> String {
+    let s = ms / 1000;
+    match s {
+        0 => format!("{ms} ms"),
+        1..60 => format!("{s} s"),
+        60..3600 => format!("{} min {} s", s / 60, s % 60),
+        3600..86_400 => format!("{} h {} min", s / 3600, s / 60 % 60),
+        _ => format!("{} d {} h", s / 86_400, s / 3600 % 24),
+    }
+}
+
 /// A size for people: binary units, one decimal.
 pub(super) fn show_size(bytes: u64) -> String {
     ByteSize(bytes).display().iec().to_string()
@@ -48,6 +83,25 @@ mod tests {
         for text in ["", "GB", "20X", "-1", "0", "1e30"] {
             assert!(parse_size(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_lag_is_a_time_or_a_size_and_nothing_in_between() {
+        assert_eq!(parse_lag("5m"), Ok(Lag::Time(Duration::from_secs(300))));
+        assert_eq!(parse_lag("2d"), Ok(Lag::Time(Duration::from_secs(2 * 86_400))));
+        assert_eq!(parse_lag("1500ms"), Ok(Lag::Time(Duration::from_millis(1500))));
+        assert_eq!(parse_lag("5M"), Ok(Lag::Bytes(5 << 20)));
+        assert_eq!(parse_lag("5mb"), Ok(Lag::Bytes(5 << 20)));
+        assert_eq!(parse_lag("1.5G"), Ok(Lag::Bytes(3 << 29)));
+        for text in ["", "5", "0s", "0G", "m", "99999999999999999999d", "soon"] {
+            assert!(parse_lag(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn spans_have_two_units_at_most() {
+        let shown = [0, 999, 1000, 59_999, 61_000, 3_661_000, 90_000_000].map(show_span);
+        assert_eq!(shown, ["0 ms", "999 ms", "1 s", "59 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]);
     }
 
     #[test]

@@ -7,9 +7,10 @@ use clap::Args;
 
 use super::{exit, secret::SecretArgs};
 use crate::{
+    control::client::{Client, find},
     store::{
         StoreError,
-        location::Location,
+        location::{Backend, Location},
         open::{OpenOptions, Opened, open_store, os_random},
         retry::RetryOptions,
         s3_config::S3Options,
@@ -61,14 +62,65 @@ impl Target {
         &self.location.volume
     }
 
-    /// Opens the store and puts the environment together. Makes no request.
-    pub(super) async fn outside(&self) -> anyhow::Result<Outside> {
+    /// The volume's location as its server calls it: with the whole path of a directory.
+    pub(super) fn identity(&self) -> String {
+        let mut location = self.location.clone();
+        if let Backend::Directory(path) = &mut location.backend {
+            let whole = std::fs::canonicalize(&*path).or_else(|_| std::path::absolute(&*path));
+            *path = whole.unwrap_or_else(|_| path.clone());
+        }
+        location.to_string()
+    }
+
+    /// Whether requests to the store are paid for one by one.
+    pub(super) fn is_bucket(&self) -> bool {
+        matches!(self.location.backend, Backend::Bucket(_))
+    }
+
+    /// An error where a snapshot is named: there is no server of its own for it.
+    fn refuse_snapshot(&self) -> anyhow::Result<()> {
         if self.location.snapshot.is_some() {
             return Err(exit::usage(format!(
                 "{} names a snapshot; this command takes a volume",
                 self.location
             )));
         }
+        Ok(())
+    }
+
+    /// Connects to the server that has the volume open on this host.
+    ///
+    /// # Errors
+    /// Nobody has: `otherwise` says what to do then.
+    pub(super) async fn server(&self, otherwise: &str) -> anyhow::Result<Client> {
+        self.refuse_snapshot()?;
+        let root = self.state_dir()?;
+        let found = find(&root, &self.identity()).await.with_context(|| root.display().to_string())?;
+        let mut clients = found.clients;
+        if clients.len() > 1 {
+            // Buckets of one name in two stores: only the store knows which volume is meant.
+            let outside = self.outside().await?;
+            let (header, _) = Bucket::header(&*outside.env.store).await.with_context(|| self.name())?;
+            clients.retain(|client| client.hello().volume == header.volume.to_string());
+        }
+        match (clients.pop(), found.silent.into_iter().next()) {
+            (Some(client), _) => Ok(client),
+            (None, Some((path, error))) => {
+                let text =
+                    format!("no server of it was found, but one that may be it is at {}", path.display());
+                Err(anyhow::Error::new(error).context(text).context(self.name()))
+            }
+            (None, None) => Err(exit::not_open(format!(
+                "{}: not open on this host (no server of it in {}): {otherwise}",
+                self.name(),
+                root.display()
+            ))),
+        }
+    }
+
+    /// Opens the store and puts the environment together. Makes no request.
+    pub(super) async fn outside(&self) -> anyhow::Result<Outside> {
+        self.refuse_snapshot()?;
         let options = OpenOptions {
             s3: S3Options {
                 endpoint: self.endpoint.clone(),
@@ -106,7 +158,8 @@ impl Target {
         Bucket::unlock(Arc::clone(&env.store), &secret).await.with_context(|| self.name())
     }
 
-    fn state_dir(&self) -> anyhow::Result<PathBuf> {
+    /// Where the folders of volumes are.
+    pub(super) fn state_dir(&self) -> anyhow::Result<PathBuf> {
         if let Some(path) = &self.state_dir {
             return Ok(path.clone());
         }

@@ -15,6 +15,7 @@
 //! TLS (NBD_OPT_STARTTLS is answered as unknown), NBD_CMD_RESIZE, contexts other than `base:allocation`, a payload on
 //! NBD_CMD_BLOCK_STATUS. Memory is bounded for each connection, not for all of them together.
 
+mod clients;
 mod error;
 mod execute;
 mod export;
@@ -32,6 +33,7 @@ mod transmission;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use clients::{Client, Clients};
 pub use export::{Export, ExportError, Exports};
 pub use listener::Listener;
 pub use server::{Limits, Server};

@@ -3,6 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     io,
+    net::SocketAddr,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -17,7 +18,7 @@ use tokio::{
 use tracing::Instrument;
 
 use super::{
-    Exports, Listener, error::ConnectionError, handshake::handshake, input::Input, listener::Stream,
+    Clients, Exports, Listener, error::ConnectionError, handshake::handshake, input::Input, listener::Stream,
     transmission::Transmission,
 };
 
@@ -57,12 +58,18 @@ impl Default for Limits {
 pub struct Server {
     exports: Arc<dyn Exports>,
     limits: Limits,
+    clients: Clients,
 }
 
 impl Server {
     /// A server of these exports.
     pub fn new(exports: Arc<dyn Exports>, limits: Limits) -> Self {
-        Self { exports, limits }
+        Self { exports, limits, clients: Clients::default() }
+    }
+
+    /// Its clients, now and later.
+    pub fn clients(&self) -> Clients {
+        self.clients.clone()
     }
 
     /// Serves until `shutdown`. Then nobody is accepted, requests under way are answered and others refused, and all
@@ -106,20 +113,26 @@ impl Server {
             tracing::warn!(connections = connections.len(), "too many connections, closing a new one");
             return;
         }
-        let (exports, limits, stop) = (self.exports.clone(), self.limits, stop.subscribe());
+        let stop = stop.subscribe();
+        let client = |address| Connection {
+            exports: self.exports.clone(),
+            limits: self.limits,
+            clients: self.clients.clone(),
+            address,
+        };
         match stream {
             Stream::Tcp(stream) => {
-                let client = stream.peer_addr().ok();
-                let span = tracing::debug_span!("nbd", client = ?client);
+                let address = stream.peer_addr().ok();
+                let span = tracing::debug_span!("nbd", client = ?address);
                 // proto.md, "Protocol phases". Without it, replies are late, not lost.
                 let _ = stream.set_nodelay(true);
                 let (source, sink) = stream.into_split();
-                connections.spawn(serve_stream(source, sink, exports, limits, stop).instrument(span));
+                connections.spawn(client(address).serve(source, sink, stop).instrument(span));
             }
             Stream::Unix(stream) => {
                 let span = tracing::debug_span!("nbd", client = "unix");
                 let (source, sink) = stream.into_split();
-                connections.spawn(serve_stream(source, sink, exports, limits, stop).instrument(span));
+                connections.spawn(client(None).serve(source, sink, stop).instrument(span));
             }
         }
     }
@@ -134,30 +147,41 @@ impl Drop for Connections {
     }
 }
 
-/// One connection, from greeting to close.
-async fn serve_stream<R, W>(
-    source: R,
-    mut sink: W,
+/// What one connection is given.
+struct Connection {
     exports: Arc<dyn Exports>,
     limits: Limits,
-    mut stop: watch::Receiver<bool>,
-) -> Result<(), ConnectionError>
-where
-    R: AsyncRead + Unpin + Send,
-    W: AsyncWrite + Unpin + Send,
-{
-    let mut input = Input::new(source);
-    let limit = limits.handshake_time_max;
-    let session = tokio::select! {
-        shaken = timeout(limit, handshake(&mut input, &mut sink, &*exports)) => {
-            shaken.map_err(|_| ConnectionError::HandshakeTime { limit })??
-        }
-        // Nothing is under way yet, so closing is all there is to do.
-        _ = stop.wait_for(|stop| *stop) => None,
-    };
-    let Some(session) = session else { return Ok(()) };
-    tracing::info!(export = session.export.name, "client connected");
-    Transmission::new(input, sink, session, limits).run(stop).await
+    clients: Clients,
+    address: Option<SocketAddr>,
+}
+
+impl Connection {
+    /// From greeting to close.
+    async fn serve<R, W>(
+        self,
+        source: R,
+        mut sink: W,
+        mut stop: watch::Receiver<bool>,
+    ) -> Result<(), ConnectionError>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        let Self { exports, limits, clients, address } = self;
+        let mut input = Input::new(source);
+        let limit = limits.handshake_time_max;
+        let session = tokio::select! {
+            shaken = timeout(limit, handshake(&mut input, &mut sink, &*exports)) => {
+                shaken.map_err(|_| ConnectionError::HandshakeTime { limit })??
+            }
+            // Nothing is under way yet, so closing is all there is to do.
+            _ = stop.wait_for(|stop| *stop) => None,
+        };
+        let Some(session) = session else { return Ok(()) };
+        tracing::info!(export = session.export.name, "client connected");
+        let _entry = clients.enter(address, &session.export.name);
+        Transmission::new(input, sink, session, limits).run(stop).await
+    }
 }
 
 async fn accept(listeners: &[Listener]) -> io::Result<Stream> {

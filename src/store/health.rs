@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::StoreError;
@@ -17,7 +17,7 @@ use super::StoreError;
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How the store does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthSnapshot {
     /// Whether any call was ever answered.
     pub has_answered: bool,
@@ -25,6 +25,17 @@ pub struct HealthSnapshot {
     pub calls_waiting: u64,
     /// How long ago the first of them failed, milliseconds.
     pub away_ms: Option<u64>,
+    /// The last call that failed, whether or not it was answered since.
+    pub last_failure: Option<Failure>,
+}
+
+/// A call that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What the store said, or did not.
+    pub error: String,
+    /// How long ago, milliseconds.
+    pub ago_ms: u64,
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +50,7 @@ struct Outage {
     since: Option<Instant>,
     warned_at: Option<Instant>,
     warned_in_this: bool,
+    last_failure: Option<(Instant, String)>,
 }
 
 impl Health {
@@ -65,13 +77,21 @@ impl Health {
         HealthSnapshot {
             has_answered: self.has_answered(),
             calls_waiting: outage.calls_waiting,
-            away_ms: outage.since.map(|since| u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)),
+            away_ms: outage.since.map(elapsed_ms),
+            last_failure: outage
+                .last_failure
+                .as_ref()
+                .map(|(at, error)| Failure { error: error.clone(), ago_ms: elapsed_ms(*at) }),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Outage> {
         self.outage.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn elapsed_ms(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// One call's place among those that wait; given up when dropped.
@@ -81,9 +101,10 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// Says in the log that a call failed, if it is time to say so again.
+    /// Notes that a call failed, and says so in the log if it is time to say so again.
     pub(super) fn failed(&self, error: &StoreError) {
         let mut outage = self.health.lock();
+        outage.last_failure = Some((Instant::now(), error.to_string()));
         let due = outage.warned_at.is_none_or(|at| at.elapsed() >= WARN_INTERVAL);
         if !due {
             tracing::debug!(%error, "object store call failed, trying again");

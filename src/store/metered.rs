@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{ErrorKind, Got, Listed, Put, PutMode, Range, Store, StoreError};
 
 /// Calls of one kind since the store was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallTotals {
     /// Calls made.
     pub calls: u64,
@@ -25,7 +25,7 @@ pub struct CallTotals {
 }
 
 /// Everything counted since the store was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeterSnapshot {
     /// Puts.
     pub put: CallTotals,

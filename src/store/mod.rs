@@ -9,6 +9,7 @@
 //! [`retry::Retrying`] waits and calls again for what may pass; an outcome that is unknown is settled by reading the
 //! object back, never by assuming.
 
+pub mod cost;
 pub mod directory;
 pub mod faulty;
 pub mod health;

@@ -7,7 +7,8 @@ use wal::Lsn;
 
 use super::{
     bucket::Bucket, earlier::Rebased, env::Env, error::VolumeError, frames::Frames, log::Log,
-    payload::PayloadMemory, readahead::Streams, settings::Settings, state::State, waiters::Waiters,
+    payload::PayloadMemory, readahead::Streams, settings::Settings, state::State, status::Noted,
+    waiters::Waiters,
 };
 use crate::{
     format::ids::{Epoch, Generation},
@@ -33,6 +34,8 @@ pub struct Core {
     pub published: Waiters,
     /// Progress of publishing, for those who wait for more than an LSN.
     pub progress: watch::Sender<Progress>,
+    /// The last error that a client's request met, or that ended the tenure.
+    pub noted: Noted,
     /// Wakes the publisher: there may be a reason to cut.
     pub cut_wanted: Notify,
     /// Objects being packed or uploaded hold one each.
@@ -55,6 +58,8 @@ pub struct Progress {
     pub epoch: Epoch,
     /// How far into the log it reaches.
     pub lsn: Lsn,
+    /// When it was published, milliseconds since 1970.
+    pub time_ms: u64,
 }
 
 impl Core {
@@ -79,6 +84,7 @@ impl Core {
             payloads,
             published: Waiters::default(),
             progress: watch::Sender::default(),
+            noted: Noted::default(),
             cut_wanted: Notify::new(),
             upload_slots: Semaphore::new(uploads_max),
             cut_to: Mutex::default(),
@@ -146,6 +152,9 @@ impl Core {
 
     /// The same, where it is no news.
     pub fn fail_quietly(&self, error: VolumeError) {
+        if self.check().is_ok() {
+            self.noted.fault(&error, self.env.clock.now_ms());
+        }
         self.state_mut().fault.get_or_insert(error);
         self.failed.send_replace(true);
         self.published.end();
@@ -157,8 +166,7 @@ impl Core {
 
     /// Data that no published manifest holds yet, bytes; zeros are not counted.
     pub fn unpublished_bytes(&self) -> u64 {
-        let state = self.state();
-        state.active.data_bytes() + state.frozen.iter().map(|frozen| frozen.layer.data_bytes()).sum::<u64>()
+        self.state().unpublished_bytes()
     }
 
     /// Returns once nothing more is acknowledged: why.

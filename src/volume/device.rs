@@ -3,15 +3,19 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Volume, error::VolumeError, read::At, state::Source};
+use super::{Volume, core::Core, error::VolumeError, read::At, state::Source};
 use crate::nbd::{Device, DeviceError, DeviceExtent, DeviceInfo};
 
 /// Frames are read whole: requests of this size, aligned, waste nothing.
 const PREFERRED_BYTES: u32 = super::pack::FRAME_BYTES as u32;
 
-fn answer(error: VolumeError) -> DeviceError {
-    tracing::debug!(%error, "request failed");
-    error.device_error()
+/// The answer to a request that failed, which is noted.
+fn answer(core: &Core) -> impl FnOnce(VolumeError) -> DeviceError + '_ {
+    |error| {
+        tracing::debug!(%error, "request failed");
+        core.noted.request_failed(&error, core.env.clock.now_ms());
+        error.device_error()
+    }
 }
 
 #[async_trait]
@@ -26,15 +30,17 @@ impl Device for Volume {
 
     async fn read(&self, offset: u64, length: u32) -> Result<Vec<Bytes>, DeviceError> {
         let core = self.core();
-        core.check_readable().map_err(answer)?;
+        core.check_readable().map_err(answer(core))?;
         core.note_read(offset, length.into());
         let read = core.read(offset..offset + u64::from(length), At::Newest);
         match core.settings.read_timeout {
-            None => read.await.map_err(answer),
+            None => read.await.map_err(answer(core)),
             Some(limit) => match tokio::time::timeout(limit, read).await {
-                Ok(result) => result.map_err(answer),
+                Ok(result) => result.map_err(answer(core)),
                 Err(_) => {
                     tracing::warn!(offset, length, "a read timed out: the store does not answer");
+                    let text = format!("a read of {length} bytes at {offset} timed out after {limit:?}");
+                    core.noted.note(text, core.env.clock.now_ms());
                     Err(DeviceError::Io)
                 }
             },
@@ -42,12 +48,14 @@ impl Device for Volume {
     }
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
-        self.core().write(offset, data).await.map_err(answer)?;
+        let core = self.core();
+        core.write(offset, data).await.map_err(answer(core))?;
         if fua { self.flush().await } else { Ok(()) }
     }
 
     async fn zero(&self, offset: u64, length: u64, _allocate: bool, fua: bool) -> Result<(), DeviceError> {
-        self.core().zero(offset, length).await.map_err(answer)?;
+        let core = self.core();
+        core.zero(offset, length).await.map_err(answer(core))?;
         if fua { self.flush().await } else { Ok(()) }
     }
 
@@ -56,13 +64,14 @@ impl Device for Volume {
     }
 
     async fn flush(&self) -> Result<(), DeviceError> {
-        self.core().flush().await.map_err(answer)
+        let core = self.core();
+        core.flush().await.map_err(answer(core))
     }
 
     async fn cache(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
         let core = self.core();
-        core.check_readable().map_err(answer)?;
-        core.fetch_ahead(offset..offset + length).await.map_err(answer)
+        core.check_readable().map_err(answer(core))?;
+        core.fetch_ahead(offset..offset + length).await.map_err(answer(core))
     }
 
     async fn extents(
@@ -72,10 +81,10 @@ impl Device for Volume {
         count_max: usize,
     ) -> Result<Vec<DeviceExtent>, DeviceError> {
         let core = self.core();
-        core.check_readable().map_err(answer)?;
+        core.check_readable().map_err(answer(core))?;
         // Enough for any reply, and few enough pages that the answer comes soon; a client asks on from there.
         let end = offset + length.min(1 << 36);
-        let segments = core.segments(offset..end, At::Newest).await.map_err(answer)?;
+        let segments = core.segments(offset..end, At::Newest).await.map_err(answer(core))?;
         let mut extents: Vec<DeviceExtent> = Vec::new();
         for segment in segments {
             let hole = matches!(segment.source, Source::Zero);

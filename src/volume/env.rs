@@ -61,8 +61,8 @@ pub struct Local {
     pub wal: Arc<dyn Disk>,
     /// The cache's segments.
     pub cache: Arc<dyn Disk>,
-    /// What keeps other processes out.
-    pub lock: Option<wal::disk::FolderLock>,
+    /// What keeps other processes out, for as long as anybody has it.
+    pub lock: Option<Arc<wal::disk::FolderLock>>,
 }
 
 /// Whether work that takes a processor for long, or blocks, gets threads of its own.

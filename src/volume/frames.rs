@@ -100,6 +100,12 @@ impl Frames {
         }
     }
 
+    /// Unpacked frames and pages in memory, bytes.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        self.plain.weight() + self.pages.weight()
+    }
+
     /// The cache on disk, where there is one.
     #[must_use]
     pub fn disk(&self) -> Option<&FrameCache> {

@@ -20,7 +20,9 @@ impl HostRoot {
         Self { path }
     }
 
-    fn folder(&self, volume: VolumeId) -> PathBuf {
+    /// The folder of a volume, which need not exist.
+    #[must_use]
+    pub fn folder(&self, volume: VolumeId) -> PathBuf {
         self.path.join(volume.to_string())
     }
 }
@@ -34,7 +36,7 @@ impl LocalRoot for HostRoot {
             wal: Arc::new(Folder::open(path.join("wal"))?),
             cache: Arc::new(Folder::open(path.join("cache"))?),
             state: Arc::new(state),
-            lock: Some(lock),
+            lock: Some(Arc::new(lock)),
         }))
     }
 

@@ -121,6 +121,11 @@ impl Log {
         self.writer.progress()
     }
 
+    /// Length of its files, bytes.
+    pub fn used_bytes(&self) -> u64 {
+        self.writer.used_bytes()
+    }
+
     /// Returns when everything below `lsn` is in the log's file.
     pub async fn wait_appended(&self, lsn: Lsn) -> Result<(), VolumeError> {
         self.waits.appended.wait(lsn).await.map_err(|_| self.failure())

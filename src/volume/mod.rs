@@ -42,6 +42,7 @@ pub mod record;
 pub mod settings;
 pub mod slots;
 pub mod state;
+pub mod status;
 pub mod waiters;
 pub mod walk;
 pub mod write;
@@ -49,6 +50,7 @@ pub mod write;
 use std::sync::Arc;
 
 use tokio::{sync::watch, task::JoinHandle};
+use wal::disk::FolderLock;
 
 use self::{core::Core, env::Local, error::VolumeError};
 
@@ -81,6 +83,14 @@ impl Volume {
     #[must_use]
     pub fn core(&self) -> &Arc<Core> {
         &self.core
+    }
+
+    /// The lock on the volume's folder, for what must not outlive it; none where another process has it, and none after
+    /// closing.
+    #[must_use]
+    pub fn lock(&self) -> Option<Arc<FolderLock>> {
+        let local = self.local.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        local.as_ref().and_then(|local| local.lock.clone())
     }
 
     /// Returns when everything acknowledged before the call is published.

@@ -153,7 +153,7 @@ pub async fn open(
     let core = Arc::new(core);
     core.published.advance(position);
     let name = first.link;
-    core.progress.send_replace(Progress { generation: name.generation, epoch: name.epoch, lsn: position });
+    core.progress.send_replace(progress(&first, position));
     let seen = Seen { generation: name.generation, epoch: name.epoch, digest: name.digest };
     super::publish::remember(&core, &*local.state, &seen);
 
@@ -206,6 +206,7 @@ pub async fn open_read_only(env: Env, bucket: Bucket, settings: Settings) -> Res
     let frames = Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, cache);
     let payloads = Arc::new(PayloadMemory::new(0));
     let core = Core::new(env, bucket, settings, frames, None, payloads, state);
+    core.progress.send_replace(progress(&newest, Lsn(0)));
     Ok(Volume::new(Arc::new(core), None, watch::channel(false).0, local))
 }
 
@@ -222,6 +223,11 @@ fn open_cache(env: &Env, local: &Local, settings: &Settings) -> FrameCache {
         super::env::Threads::Pool => FrameCache::open(disk, settings.cache_bytes_max),
         super::env::Threads::Inline => FrameCache::open_inline(disk, settings.cache_bytes_max),
     }
+}
+
+fn progress(newest: &Published, lsn: Lsn) -> Progress {
+    let (generation, epoch) = newest_name(newest);
+    Progress { generation, epoch, lsn, time_ms: newest.manifest.time_ms }
 }
 
 fn newest_name(newest: &Published) -> (Generation, Epoch) {

@@ -150,6 +150,9 @@ impl Publisher {
         let result = self.serve().await;
         if let Err(error) = &result {
             self.core.fail(error.clone());
+            if let VolumeError::Fenced { found, .. } = error {
+                self.core.noted.find_out_who(&self.core, *found);
+            }
         }
         result
     }
@@ -269,7 +272,7 @@ impl Publisher {
         *self.closing.borrow()
             || state.active.data_bytes() >= self.core.settings.object_bytes
             || wanted > self.last_cut_lsn()
-            || since.elapsed() >= self.core.settings.commit_interval
+            || since.elapsed() >= self.core.settings.cut_age_max()
     }
 
     /// When the active layer becomes due by its age.
@@ -277,7 +280,7 @@ impl Publisher {
         if self.cuts.len() >= CUTS_MAX {
             return None;
         }
-        self.core.state().active_since.map(|since| since + self.core.settings.commit_interval)
+        self.core.state().active_since.map(|since| since + self.core.settings.cut_age_max())
     }
 
     fn last_cut_lsn(&self) -> Lsn {
@@ -290,11 +293,11 @@ impl Publisher {
         let epoch = self.cut_epoch.next();
         let mut state = core.state_mut();
         let layer = Arc::new(std::mem::take(&mut state.active));
-        state.active_since = None;
+        let since = state.active_since.take();
         let (lsn, size_bytes) = (state.end, state.size_bytes);
         let layered = !layer.is_empty();
         if layered {
-            state.frozen.push_back(Frozen { epoch, layer: Arc::clone(&layer) });
+            state.frozen.push_back(Frozen { epoch, layer: Arc::clone(&layer), since });
         }
         drop(state);
         self.cut_epoch = epoch;
@@ -429,7 +432,12 @@ impl Publisher {
         log.trim(lsn);
         remember(&self.core, &*self.state_disk, &seen);
         self.core.published.advance(lsn);
-        self.core.progress.send_replace(Progress { generation: link.generation, epoch: link.epoch, lsn });
+        self.core.progress.send_replace(Progress {
+            generation: link.generation,
+            epoch: link.epoch,
+            lsn,
+            time_ms: manifest.time_ms,
+        });
         tracing::debug!(epoch = %link.epoch, %lsn, objects = manifest.objects.len(), "published");
         let oldest = manifest.oldest_kept;
         self.remove_manifests_below(oldest);

@@ -38,6 +38,10 @@ pub struct Settings {
     pub checkpoint_objects: usize,
     /// or when the delta in memory has this many extents.
     pub checkpoint_extents: usize,
+    /// Writes wait while the oldest unpublished one is older than this; `None`: whatever its age.
+    pub lag_time_max: Option<Duration>,
+    /// Writes wait while they would make the unpublished data more than this, bytes; `None`: as much as the log holds.
+    pub lag_bytes_max: Option<u64>,
     /// A client's read that takes longer is answered with an error; `None` waits.
     pub read_timeout: Option<Duration>,
     /// Whether the log has a thread of its own.
@@ -62,8 +66,18 @@ impl Default for Settings {
             checkpoint_objects: 64,
             // About 200 bytes each: 50 MB, while pages for as many random writes are a few thousand frames.
             checkpoint_extents: 250_000,
+            lag_time_max: None,
+            lag_bytes_max: None,
             read_timeout: None,
             log_mode: wal::Mode::Thread,
         }
+    }
+}
+
+impl Settings {
+    /// A cut closes when its oldest write is this old: early enough for it to be published before writers have to wait.
+    #[must_use]
+    pub fn cut_age_max(&self) -> Duration {
+        self.lag_time_max.map_or(self.commit_interval, |lag| self.commit_interval.min(lag / 2))
     }
 }

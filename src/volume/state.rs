@@ -32,6 +32,8 @@ pub struct Frozen {
     pub epoch: Epoch,
     /// What was written in it.
     pub layer: Arc<Layer>,
+    /// When the oldest write in it came.
+    pub since: Option<tokio::time::Instant>,
 }
 
 /// Everything that a reader or a writer must see as one.
@@ -93,6 +95,19 @@ pub struct Located {
 }
 
 impl State {
+    /// Data that no published manifest holds yet, bytes; zeros are not counted.
+    #[must_use]
+    pub fn unpublished_bytes(&self) -> u64 {
+        self.active.data_bytes() + self.frozen.iter().map(|frozen| frozen.layer.data_bytes()).sum::<u64>()
+    }
+
+    /// When the oldest write came that no published manifest holds; none where there is none.
+    #[must_use]
+    pub fn unpublished_since(&self) -> Option<tokio::time::Instant> {
+        // Cuts are published in order.
+        self.frozen.front().map_or(self.active_since, |oldest| oldest.since)
+    }
+
     /// Where the bytes of `range` come from, as of now, or as of just below the frozen layer of epoch `below`.
     pub fn locate(&self, range: Range<u64>, below: Option<Epoch>, block_bytes: u64) -> Located {
         let mut pieces = Vec::new();

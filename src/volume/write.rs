@@ -6,7 +6,8 @@
 //! - A write is answered when its record is in the log's file; what a read sees before that may still be lost.
 //!
 //! # Errors and retries
-//! A full log makes writers wait for the next publish, for ever if need be; it is never an error.
+//! A full log makes writers wait for the next publish, for ever if need be; it is never an error. So does a bucket that is
+//! as far behind as the user allows.
 
 use std::ops::Range;
 
@@ -72,7 +73,8 @@ impl Core {
         self.log()?.wait_appended(lsn).await
     }
 
-    /// Appends one record and lays its piece onto the active layer, as one step; waits while the log is full.
+    /// Appends one record and lays its piece onto the active layer, as one step; waits while the log is full, or the bucket too
+    /// far behind.
     async fn append(
         &self,
         kind: u8,
@@ -98,6 +100,19 @@ impl Core {
         }
     }
 
+    /// Whether the bucket would be further behind than it may be, with `bytes` more.
+    fn is_too_far_behind(&self, state: &State, bytes: u64) -> bool {
+        let too_old = self
+            .settings
+            .lag_time_max
+            .is_some_and(|lag| state.unpublished_since().is_some_and(|since| since.elapsed() >= lag));
+        let too_much = self.settings.lag_bytes_max.is_some_and(|lag| {
+            let unpublished = state.unpublished_bytes();
+            unpublished > 0 && unpublished + bytes > lag
+        });
+        too_old || too_much
+    }
+
     fn try_append(
         &self,
         kind: u8,
@@ -115,6 +130,10 @@ impl Core {
             return Err(VolumeError::Closed);
         }
         Self::check_range(&state, range)?;
+        // A log that failed says so below: nothing would ever end the waiting for it.
+        if self.is_too_far_behind(&state, body.len() as u64) && log.progress().poisoned.is_none() {
+            return Ok(None);
+        }
         let appended = match log.append(kind, head, body.clone()) {
             Ok(appended) => appended,
             Err(AppendError::Full { .. }) => return Ok(None),

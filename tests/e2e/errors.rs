@@ -109,6 +109,9 @@ pub(crate) fn wrong_usage_is_exit_code_two_and_touches_nothing(kind: Kind) {
         ("--port", "70000"),
         ("--bind", "nowhere"),
         ("--read-timeout", "0"),
+        ("--max-lag", "10ms"),
+        ("--max-lag", "1K"),
+        ("--max-lag", "10"),
     ] {
         let ended = host.run("open", &[&volume, flag, value]);
         assert_eq!(ended.code, Some(2), "{flag} {value}: {ended:?}");

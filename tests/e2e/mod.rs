@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each target uses a part of it")]
 
 pub(crate) mod clients;
+pub(crate) mod control;
 pub(crate) mod crash;
 pub(crate) mod damage;
 pub(crate) mod errors;

@@ -109,6 +109,10 @@ async fn an_older_bucket_is_refused_until_the_user_agrees() {
     store.restore(old);
     let refused = reopen(&store, &disks, 8).await.unwrap_err();
     assert!(matches!(refused, VolumeError::RolledBack { .. }), "{refused}");
+    let agreed = Agreed { rollback: true, ..Agreed::default() };
+    let mine = env(std::sync::Arc::new(store.clone()), &disks, 9, "here");
+    let (volume, _) = open_with(mine, small_settings(), agreed).await.unwrap();
+    assert_eq!(read(&volume, 0, 3).await, [0; 3], "as it was then");
 }
 
 #[tokio::test(start_paused = true)]

@@ -276,6 +276,12 @@ impl Writer {
         self.shared.lock().progress.clone()
     }
 
+    /// Bytes of all segment files that are there or that a queued record will begin: what
+    /// [`Options::log_bytes_max`](crate::Options) bounds.
+    pub fn used_bytes(&self) -> u64 {
+        self.shared.lock().reserved_bytes
+    }
+
     /// Reads back a record that has been written, verified; may wait for the disk.
     ///
     /// # Errors
