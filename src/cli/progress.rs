@@ -39,7 +39,7 @@ impl Drop for Clearing {
 }
 
 /// What a volume held in its log, in words.
-pub(super) fn describe_replay(replayed: &crate::volume::open::Replayed) -> String {
+pub(super) fn describe_replay(replayed: &crate::volume::replay::Replayed) -> String {
     let mut text = match replayed.times_ms {
         None => "the local log held nothing that was not in the bucket".to_owned(),
         Some((first, last)) => format!(
@@ -57,4 +57,18 @@ pub(super) fn describe_replay(replayed: &crate::volume::open::Replayed) -> Strin
         );
     }
     text
+}
+
+/// What another host had not published, in words, where its log is not here.
+pub(super) fn describe_lost_log(newest: &crate::format::manifest::Manifest) -> String {
+    let host = &newest.writer.host;
+    let unpublished = match newest.unpublished_bytes {
+        0 => format!("{host} had nothing else to publish when it published that"),
+        bytes => format!("{host} had {} not yet published when it published that", show_size(bytes)),
+    };
+    format!(
+        "this host has no log of that writer, so the volume is as it was at {}; {unpublished}, and what it wrote later is \
+         in its own log alone",
+        crate::volume::format_time(newest.time_ms),
+    )
 }

@@ -5,10 +5,11 @@ use clap::Args;
 
 use super::{
     open::close,
-    progress::{describe_replay, show_upload},
+    progress::{describe_lost_log, describe_replay, show_upload},
     say,
     secret::SecretArgs,
     serve::Signals,
+    size::show_size,
     target::Target,
 };
 use crate::{
@@ -75,7 +76,13 @@ impl Recover {
         }
         close(&volume, &mut signals, &name).await?;
         let epoch = volume.core().progress.borrow().epoch;
-        say(format_args!("{name}: everything is in the bucket, as epoch {epoch}; the volume is closed"));
+        let published = match report.replayed.records {
+            0 => "nothing was left to upload".to_owned(),
+            records => format!("{records} writes ({}) were uploaded", show_size(report.replayed.bytes)),
+        };
+        say(format_args!(
+            "{name}: {published}: everything is in the bucket, as epoch {epoch}; the volume is closed"
+        ));
         Ok(())
     }
 
@@ -90,9 +97,17 @@ impl Recover {
             newest.writer.host,
             if report.was_clean { ", which closed the volume" } else { ", which did not close the volume" },
         ));
-        say(describe_replay(&report.replayed));
-        if report.discarded > 0 {
-            say(format_args!("{} records of a history that was overtaken are given up", report.discarded));
+        if report.has_log || report.was_clean {
+            say(describe_replay(&report.replayed));
+        } else {
+            say(describe_lost_log(newest));
+        }
+        if report.given_up.records > 0 {
+            say(format_args!(
+                "{} writes ({}) of a history that was overtaken are given up",
+                report.given_up.records,
+                show_size(report.given_up.bytes)
+            ));
         }
     }
 }

@@ -61,6 +61,14 @@ pub struct Published {
     pub link: ManifestLink,
 }
 
+impl Published {
+    /// The numbers in its name.
+    #[must_use]
+    pub fn name(&self) -> (Generation, Epoch) {
+        (self.link.generation, self.link.epoch)
+    }
+}
+
 async fn get_whole(store: &dyn Store, name: &str) -> Result<Option<Bytes>, VolumeError> {
     match store.get(name, Range::Full).await {
         Ok(got) => Ok(Some(got.bytes)),

@@ -111,7 +111,7 @@ pub enum VolumeError {
     /// The bucket holds an older state than this host has seen.
     #[error(
         "the bucket's newest epoch is {found} of generation {found_generation}, but this host has seen epoch {seen} of \
-         generation {seen_generation}: an older copy of the bucket was put back (--accept-rollback goes on with it)"
+         generation {seen_generation}: an older copy of the bucket, or of a part of it, was put back (--accept-rollback goes on with it)"
     )]
     RolledBack {
         /// Newest epoch in the bucket.
@@ -156,8 +156,8 @@ pub enum VolumeError {
     /// The local log holds acknowledged writes that the winning line of manifests does not contain.
     #[error(
         "the local log holds {records} records ({bytes} bytes) that were written under generation {generation} and \
-         never published, and another writer has published since: they are kept in {folder}; s3bd recover --discard \
-         gives them up"
+         never published, and {by}: they are kept in {folder}; s3bd recover --rescue-to makes them a volume of its own, \
+         s3bd recover --discard gives them up"
     )]
     Diverged {
         /// Records.
@@ -168,6 +168,29 @@ pub enum VolumeError {
         generation: Generation,
         /// Where the log is.
         folder: String,
+        /// Who published since, in words.
+        by: String,
+    },
+    /// The log has records, and what says which log it is does not exist any more.
+    #[error(
+        "the local log in {folder} holds {records} records, but the file \"log\" in it, without which they cannot be read, \
+         is missing, and so is its copy \"log.copy\": put one of them back if you have it; s3bd recover --discard gives \
+         the records up"
+    )]
+    LogUnknown {
+        /// Records.
+        records: u64,
+        /// Where the log is.
+        folder: String,
+    },
+    /// What this host has seen of the bucket cannot be read.
+    #[error(
+        "{detail}: whether the bucket holds an older state than this host has seen cannot be known \
+         (--accept-rollback goes on without knowing)"
+    )]
+    SeenDamaged {
+        /// What is wrong with the file.
+        detail: String,
     },
     /// The log's own error.
     #[error("write-ahead log: {0}")]
@@ -249,6 +272,8 @@ impl VolumeError {
             | Self::NoManifest { .. }
             | Self::NoSlot { .. }
             | Self::RolledBack { .. }
+            | Self::SeenDamaged { .. }
+            | Self::LogUnknown { .. }
             | Self::Log(_)
             | Self::LogRecord { .. } => Kind::Corrupt,
             Self::Fenced { .. } | Self::InUse { .. } | Self::Diverged { .. } => Kind::Fenced,

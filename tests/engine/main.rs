@@ -9,6 +9,7 @@ mod host;
 mod model;
 mod object_table;
 mod oracle;
+mod recovery;
 mod rig;
 mod store_faults;
 mod two_writers;

@@ -15,7 +15,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    Corruption, Damage, Log, Lsn, Options, Scan, WalError,
+    Log, Lsn, Options, Scan, WalError,
     disk::Disk,
     format::SegmentHeader,
     log::Live,
@@ -36,7 +36,9 @@ pub(crate) fn open(
 ) -> Result<(Log, Scan), WalError> {
     options.check()?;
     let scan = scan_above(&*disk, start_at_least)?;
-    refuse(&scan, start_at_least)?;
+    if let Some(damage) = scan.lost_above(start_at_least) {
+        return Err(WalError::Corrupt(damage));
+    }
     let first = first_lsn(&scan, start_at_least, options.segment_bytes)?;
     harden(&*disk, &scan)?;
     remove_spares(&*disk)?;
@@ -51,27 +53,6 @@ pub(crate) fn open(
     let log = Log::begin(Arc::clone(&disk), options, older, header, scan.runs.clone())?;
     remove_all(&*disk, &empty)?;
     Ok((log, scan))
-}
-
-/// Refuses a log in which something is lost.
-fn refuse(scan: &Scan, start_at_least: Lsn) -> Result<(), WalError> {
-    if let Some(damage) = scan.damage.as_ref().filter(|damage| damage.lost) {
-        return Err(WalError::Corrupt(damage.clone()));
-    }
-    let floor = start_at_least.max(scan.trimmed);
-    if scan.start <= floor {
-        return Ok(());
-    }
-    let segment = scan.found.first().map(|found| found.name.clone()).unwrap_or_default();
-    Err(WalError::Corrupt(Corruption {
-        lsn: floor,
-        resumes: Some(scan.start),
-        durable: scan.durable,
-        segment,
-        offset: 0,
-        what: Damage::Missing,
-        lost: true,
-    }))
 }
 
 /// Makes what was found durable.

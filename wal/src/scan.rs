@@ -64,6 +64,28 @@ impl Scan {
     pub fn records(&self, from: Lsn) -> Records {
         Records::new(&self.runs, from)
     }
+
+    /// The damage for which [`crate::Log::open`] refuses the log, given that everything below `floor` is
+    /// elsewhere.
+    #[must_use]
+    pub fn lost_above(&self, floor: Lsn) -> Option<Corruption> {
+        if let Some(damage) = self.damage.as_ref().filter(|damage| damage.lost) {
+            return Some(damage.clone());
+        }
+        let floor = floor.max(self.trimmed);
+        if self.start <= floor {
+            return None;
+        }
+        Some(Corruption {
+            lsn: floor,
+            resumes: Some(self.start),
+            durable: self.durable,
+            segment: self.found.first().map(|found| found.name.clone()).unwrap_or_default(),
+            offset: 0,
+            what: Damage::Missing,
+            lost: true,
+        })
+    }
 }
 
 /// Finds out what the log in this folder holds. Changes nothing; damage is reported, not an error.
