@@ -72,3 +72,23 @@ pub(super) fn describe_lost_log(newest: &crate::format::manifest::Manifest) -> S
         crate::volume::format_time(newest.time_ms),
     )
 }
+
+/// A bar over things that are counted. Nothing where standard error is no terminal.
+pub(super) struct Counting(Clearing);
+
+impl Counting {
+    pub(super) fn new(what: &str) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template("{prefix} [{bar:30}] {human_pos}/{human_len}, {eta} left");
+        if let Ok(style) = style {
+            bar.set_style(style);
+        }
+        bar.set_prefix(what.to_owned());
+        Self(Clearing(bar))
+    }
+
+    pub(super) fn show(&self, done: u64, total: u64) {
+        self.0.0.set_length(total);
+        self.0.0.set_position(done);
+    }
+}

@@ -6,6 +6,7 @@ use crate::{
     format::{
         FormatError,
         ids::{Epoch, FrameRef, Generation},
+        names,
     },
     nbd::DeviceError,
     seal::{SealError, small::OpenError},
@@ -108,6 +109,9 @@ pub enum VolumeError {
         /// What was found.
         detail: String,
     },
+    /// The bucket changed between looking and going on.
+    #[error("another host has published or claimed this volume meanwhile: look again")]
+    MovedOn,
     /// The bucket holds an older state than this host has seen.
     #[error(
         "the bucket's newest epoch is {found} of generation {found_generation}, but this host has seen epoch {seen} of \
@@ -276,7 +280,7 @@ impl VolumeError {
             | Self::LogUnknown { .. }
             | Self::Log(_)
             | Self::LogRecord { .. } => Kind::Corrupt,
-            Self::Fenced { .. } | Self::InUse { .. } | Self::Diverged { .. } => Kind::Fenced,
+            Self::Fenced { .. } | Self::InUse { .. } | Self::Diverged { .. } | Self::MovedOn => Kind::Fenced,
             Self::Local { error, .. } if error.kind() == std::io::ErrorKind::StorageFull => Kind::Full,
             Self::NoVolume
             | Self::Exists { .. }
@@ -298,6 +302,18 @@ impl VolumeError {
         matches!(self, Self::DamagedFrame { .. } | Self::Lost { .. })
     }
 
+    /// Whether a manifest, or what it lists, is damaged or missing: an older one may be whole.
+    #[must_use]
+    pub fn is_of_line(&self) -> bool {
+        match self {
+            Self::NoManifest { .. } | Self::MissingObject { .. } | Self::DamagedFrame { .. } => true,
+            Self::Damaged { name, .. } => {
+                name.starts_with(names::MANIFESTS) || name.starts_with(names::OBJECTS)
+            }
+            _ => false,
+        }
+    }
+
     /// The block device's answer for it.
     #[must_use]
     pub fn device_error(&self) -> DeviceError {
@@ -313,7 +329,7 @@ impl VolumeError {
     #[must_use]
     pub(crate) fn frame(frame: &FrameRef, error: FrameError) -> Self {
         Self::DamagedFrame {
-            name: crate::format::names::object(frame.object.generation, frame.object.sequence),
+            name: names::object(frame.object.generation, frame.object.sequence),
             number: frame.number,
             offset: frame.offset,
             stored_bytes: frame.stored_bytes,

@@ -13,6 +13,7 @@ use wal::Lsn;
 
 use super::{
     Volume,
+    base::Base,
     bucket::Bucket,
     claims,
     core::{Core, Progress},
@@ -26,7 +27,7 @@ use super::{
     replay::{Replay, Replayed},
     settings::Settings,
     state::State,
-    survey::{Survey, begin_log, note_tenure, plan_log, survey, survey_and_claim},
+    survey::{Survey, begin_log, load_base, note_tenure, plan_log, survey, survey_and_claim},
 };
 use crate::{
     cache::FrameCache,
@@ -62,6 +63,13 @@ pub struct OpenReport {
     pub given_up: Replayed,
 }
 
+/// How to open a volume that cannot be opened as it is.
+#[derive(Clone, Debug, Default)]
+pub struct Repair {
+    /// What to open it on; none: on the newest manifest.
+    pub base: Option<Base>,
+}
+
 /// Opens the volume for writing.
 pub async fn open(
     env: Env,
@@ -69,12 +77,24 @@ pub async fn open(
     settings: Settings,
     agreed: Agreed,
 ) -> Result<(Volume, OpenReport), VolumeError> {
+    open_repaired(env, bucket, settings, agreed, &Repair::default()).await
+}
+
+/// Opens the volume for writing, with what its user agreed to give up.
+pub async fn open_repaired(
+    env: Env,
+    bucket: Bucket,
+    settings: Settings,
+    agreed: Agreed,
+    repair: &Repair,
+) -> Result<(Volume, OpenReport), VolumeError> {
+    let base = repair.base.as_ref();
     let local = open_local(&env, &bucket)?;
-    let (surveyed, tenure) = survey_and_claim(&env, &bucket, &local, agreed).await?;
+    let (surveyed, tenure) = survey_and_claim(&env, &bucket, &local, agreed, base).await?;
     let Survey { newest, plan, was_clean, .. } = surveyed;
     let identity = note_tenure(&env, &bucket, &local, &plan, &newest, tenure)?;
     // Step (3): whoever wrote before the claim is seen now.
-    let (newest, plan, identity) = match bucket.newest_manifest().await? {
+    let (newest, plan, identity) = match load_base(&bucket, base).await? {
         same if same.link == newest.link => (newest, plan, identity),
         newer => {
             let plan = plan_log(&env, &bucket, Some(&local), &newer, agreed).await?;
@@ -96,14 +116,18 @@ pub async fn open(
     let Replay { layer: active, found: mut replayed, end, .. } = replay;
     replayed.note_torn(&scan);
 
+    let mut delta = load_delta(&bucket, &newest.manifest).await?;
     let first = claims::put_first_manifest(&bucket, &env, tenure, &newest, |first| {
+        if base.is_some_and(|base| base.rebuilt) {
+            first.parent = None;
+        }
         first.log = LogPosition { log: identity.log, lsn: position.0 };
         first.unpublished_bytes = active.data_bytes();
     })
     .await?;
     claims::check(&bucket, tenure).await?;
 
-    let delta = load_delta(&bucket, &first.manifest).await?;
+    delta.epoch = first.manifest.epoch;
     let state = State {
         active_since: (!active.is_empty()).then(tokio::time::Instant::now),
         active,
@@ -129,7 +153,8 @@ pub async fn open(
     super::publish::remember(&core, &*local.state, &seen);
 
     let (close, closing) = watch::channel(false);
-    let kept = core.bucket.list_manifests().await?.into();
+    // Of a line that was given up there may be later epochs: they are not this one's to count or to remove.
+    let kept = core.bucket.list_manifests().await?.into_iter().filter(|kept| kept.1 <= name.epoch).collect();
     let start = Start { tenure, newest: first, kept, closing, state_disk: Arc::clone(&local.state) };
     let publisher = tokio::spawn(Publisher::new(Arc::clone(&core), start).run());
     let (has_log, given_up) = (plan.belongs, plan.given_up);
@@ -137,12 +162,18 @@ pub async fn open(
     Ok((Volume::new(core, Some(publisher), close, Some(local)), report))
 }
 
-/// What [`open`] would come upon, found without changing anything: neither in the bucket nor on this host.
-pub async fn inspect(env: &Env, bucket: &Bucket, agreed: Agreed) -> Result<OpenReport, VolumeError> {
+/// What [`open_repaired`] would come upon, found without changing anything: neither in the bucket nor on this host.
+pub async fn inspect(
+    env: &Env,
+    bucket: &Bucket,
+    agreed: Agreed,
+    repair: &Repair,
+) -> Result<OpenReport, VolumeError> {
     let volume = bucket.header.volume;
     let has_folders = env.local.exists(volume).map_err(VolumeError::local(env.local.describe(volume)))?;
     let local = if has_folders { Some(open_local(env, bucket)?) } else { None };
-    let Survey { newest, plan, was_clean, .. } = survey(env, bucket, local.as_ref(), agreed).await?;
+    let Survey { newest, plan, was_clean, .. } = survey(env, bucket, local.as_ref(), agreed, repair.base.as_ref()).await?;
+    load_delta(bucket, &newest.manifest).await?;
     let mut replayed = Replayed::default();
     if let Some(local) = local.filter(|_| plan.belongs) {
         let floor = Lsn(newest.manifest.log.lsn);

@@ -3,8 +3,9 @@
 use wal::Lsn;
 
 use super::{
+    base::Base,
     bucket::{Bucket, Published},
-    claims::{self, Tenure},
+    claims::{self, Looked, Tenure},
     env::{Env, Local, random_bytes},
     error::{Kind, VolumeError},
     local,
@@ -40,6 +41,8 @@ pub(super) struct Survey {
     pub(super) was_clean: bool,
     /// The highest claim.
     claimed: Option<Generation>,
+    /// The highest tenure of which anything is in the bucket.
+    floor: Generation,
 }
 
 /// Looks, and claims if nobody else did since: a host that opened the volume meanwhile is found in use, not fenced.
@@ -48,13 +51,14 @@ pub(super) async fn survey_and_claim(
     bucket: &Bucket,
     local: &Local,
     agreed: Agreed,
+    base: Option<&Base>,
 ) -> Result<(Survey, Tenure), VolumeError> {
     loop {
-        let surveyed = survey(env, bucket, Some(local), agreed).await?;
+        let surveyed = survey(env, bucket, Some(local), agreed, base).await?;
         begin_log(env, bucket, local, &surveyed.plan)?;
-        let from = surveyed.newest.name();
-        let log = surveyed.plan.identity.log;
-        if let Some(tenure) = claims::claim(bucket, env, log, from, surveyed.claimed).await? {
+        let Survey { newest, plan, claimed, floor, .. } = &surveyed;
+        let looked = Looked { from: newest.name(), claimed: *claimed, floor: *floor };
+        if let Some(tenure) = claims::claim(bucket, env, plan.identity.log, looked).await? {
             return Ok((surveyed, tenure));
         }
     }
@@ -66,15 +70,26 @@ pub(super) async fn survey(
     bucket: &Bucket,
     local: Option<&Local>,
     agreed: Agreed,
+    base: Option<&Base>,
 ) -> Result<Survey, VolumeError> {
-    let newest = bucket.newest_manifest().await?;
-    if let Some(local) = local {
+    let newest = load_base(bucket, base).await?;
+    // Who goes on from another base was told what that gives up.
+    if let Some(local) = local.filter(|_| base.is_none()) {
         check_seen(bucket, local, &newest, agreed)?;
     }
     let plan = plan_log(env, bucket, local, &newest, agreed).await?;
     let claims = bucket.list_claims(None).await?;
     let was_clean = check_in_use(bucket, &newest, claims.last().copied(), &plan.identity, agreed).await?;
-    Ok(Survey { newest, plan, was_clean, claimed: claims.last().map(|claim| claim.0) })
+    let floor = base.map_or(newest.link.generation, |base| base.floor);
+    Ok(Survey { newest, plan, was_clean, claimed: claims.last().map(|claim| claim.0), floor })
+}
+
+/// What the volume is opened on: the newest manifest, unless another was chosen.
+pub(super) async fn load_base(bucket: &Bucket, base: Option<&Base>) -> Result<Published, VolumeError> {
+    match base {
+        Some(base) => base.load(bucket).await,
+        None => bucket.newest_manifest().await,
+    }
 }
 
 /// Compares the newest manifest with the newest that this host has seen.
@@ -240,7 +255,13 @@ async fn left_line_at(
     let mut parent = newest.manifest.parent;
     for _ in 0..CHAIN_MAX {
         let Some(link) = parent else { return Ok(None) };
-        let Some(older) = bucket.load_manifest(link.generation, link.epoch).await? else { return Ok(None) };
+        let older = match bucket.load_manifest(link.generation, link.epoch).await {
+            Ok(Some(older)) => older,
+            Ok(None) => return Ok(None),
+            // What the log says of itself is all there is then.
+            Err(error) if error.kind() == Kind::Corrupt => return Ok(None),
+            Err(error) => return Err(error),
+        };
         if is_of(&older.manifest, identity) {
             return Ok(Some(Lsn(older.manifest.log.lsn)));
         }

@@ -1,5 +1,6 @@
 //! The engine against simulated disks and stores.
 
+mod bad_days;
 mod basic;
 mod bucket_prefix;
 mod cost;

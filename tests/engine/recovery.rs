@@ -8,7 +8,7 @@ use s3bd::{
     store::faulty::{Call, Fault},
     volume::{
         error::VolumeError,
-        open::{Agreed, OpenReport, inspect},
+        open::{Agreed, OpenReport, Repair, inspect},
     },
 };
 
@@ -23,7 +23,7 @@ const SIZE: u64 = 64 << 10;
 
 async fn inspect_on(rig: &Rig, host: usize, agreed: Agreed) -> Result<OpenReport, VolumeError> {
     let env = env(rig.store.clone(), &rig.hosts[host], 99, "here");
-    inspect(&env, &unlock(&env).await, agreed).await
+    inspect(&env, &unlock(&env).await, agreed, &Repair::default()).await
 }
 
 /// A host that lost its power: published, flushed and unflushed writes, some of them torn.
