@@ -27,6 +27,7 @@ use crate::{
         format_time,
         open::{Agreed, OpenReport, Repair, inspect, open_repaired},
         rebuild::{Rebuilt, rebuild},
+        replay::Replayed,
         settings::Settings,
     },
 };
@@ -115,6 +116,18 @@ impl Recover {
                 Ok(report) => return Ok((report, repair)),
                 Err(error) if error.is_of_line() && repair.base.is_none() => {
                     repair.base = Some(self.fall_back(bucket, error, losses).await?);
+                }
+                Err(VolumeError::LogDamaged(damage)) if damage.joins && !repair.cut_log => {
+                    say(format_args!("{name}: write-ahead log: {damage}"));
+                    let Replayed { records, bytes, .. } = damage.beyond;
+                    losses.push(Loss {
+                        question: format!(
+                            "give up what is damaged in the log, and the {records} writes ({}) beyond it?",
+                            show_size(bytes)
+                        ),
+                        code: DAMAGED,
+                    });
+                    repair.cut_log = true;
                 }
                 Err(error) => return Err(error).context(name),
             }

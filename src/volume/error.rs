@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::replay::LogDamage;
 use crate::{
     format::{
         FormatError,
@@ -199,6 +200,9 @@ pub enum VolumeError {
     /// The log's own error.
     #[error("write-ahead log: {0}")]
     Log(Arc<wal::WalError>),
+    /// The log is damaged below what was durable.
+    #[error("write-ahead log: {0}")]
+    LogDamaged(Box<LogDamage>),
     /// A log record opens to something that makes no sense.
     #[error("write-ahead log: the record at {lsn} of kind {kind} is damaged: {detail}")]
     LogRecord {
@@ -279,6 +283,7 @@ impl VolumeError {
             | Self::SeenDamaged { .. }
             | Self::LogUnknown { .. }
             | Self::Log(_)
+            | Self::LogDamaged(_)
             | Self::LogRecord { .. } => Kind::Corrupt,
             Self::Fenced { .. } | Self::InUse { .. } | Self::Diverged { .. } | Self::MovedOn => Kind::Fenced,
             Self::Local { error, .. } if error.kind() == std::io::ErrorKind::StorageFull => Kind::Full,

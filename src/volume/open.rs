@@ -24,14 +24,14 @@ use super::{
     log::Log,
     payload::PayloadMemory,
     publish::{Publisher, Start},
-    replay::{Replay, Replayed},
+    replay::{Replay, Replayed, find_damage},
     settings::Settings,
     state::State,
     survey::{Survey, begin_log, load_base, note_tenure, plan_log, survey, survey_and_claim},
 };
 use crate::{
     cache::FrameCache,
-    format::{ids::LogPosition, local::Seen, manifest::Manifest},
+    format::{ids::{LogId, LogPosition}, local::Seen, manifest::Manifest},
     map::delta::Delta,
 };
 
@@ -68,6 +68,8 @@ pub struct OpenReport {
 pub struct Repair {
     /// What to open it on; none: on the newest manifest.
     pub base: Option<Base>,
+    /// End a damaged log before its damage.
+    pub cut_log: bool,
 }
 
 /// Opens the volume for writing.
@@ -106,7 +108,11 @@ pub async fn open_repaired(
     let tag = random_bytes::<32>(&*env.random);
     let floor = if plan.belongs { Lsn(newest.manifest.log.lsn) } else { Lsn(0) };
     let options = wal_options(&settings, tag);
-    let (log, scan) = wal::Log::open(Arc::clone(&local.wal), options, floor)?;
+    let (log, scan) = match repair.cut_log {
+        true => wal::Log::open_cut(Arc::clone(&local.wal), options, floor),
+        false => wal::Log::open(Arc::clone(&local.wal), options, floor),
+    }
+    .or_else(|error| explain(error, &bucket, &local, identity.log, &newest.manifest))?;
     let payloads = Arc::new(PayloadMemory::new(settings.unpublished_memory_bytes_max));
     let position = if plan.belongs { floor } else { log.next() };
     let mut replay = Replay::new(&bucket, identity.log, &payloads, &newest.manifest, position);
@@ -178,8 +184,10 @@ pub async fn inspect(
     if let Some(local) = local.filter(|_| plan.belongs) {
         let floor = Lsn(newest.manifest.log.lsn);
         let scan = wal::scan_above(&*local.wal, floor)?;
-        if let Some(damage) = scan.lost_above(floor) {
-            return Err(wal::WalError::Corrupt(damage).into());
+        if let Some(damage) = scan.lost_above(floor)
+            && !repair.cut_log
+        {
+            explain(wal::WalError::Corrupt(damage), bucket, &local, plan.identity.log, &newest.manifest)?;
         }
         let payloads = PayloadMemory::new(0);
         let mut replay = Replay::new(bucket, plan.identity.log, &payloads, &newest.manifest, floor);
@@ -213,6 +221,22 @@ pub async fn open_read_only(env: Env, bucket: Bucket, settings: Settings) -> Res
     let payloads = Arc::new(PayloadMemory::new(0));
     let core = Core::new(env, bucket, settings, frames, None, payloads, state);
     Ok(Volume::new(Arc::new(core), None, watch::channel(false).0, local))
+}
+
+/// Says of a damaged log what it still holds.
+fn explain<T>(
+    error: wal::WalError,
+    bucket: &Bucket,
+    local: &Local,
+    log: LogId,
+    newest: &Manifest,
+) -> Result<T, VolumeError> {
+    if matches!(error, wal::WalError::Corrupt(_))
+        && let Some(damage) = find_damage(bucket, local, log, newest)?
+    {
+        return Err(VolumeError::LogDamaged(Box::new(damage)));
+    }
+    Err(error.into())
 }
 
 fn open_local(env: &Env, bucket: &Bucket) -> Result<Local, VolumeError> {

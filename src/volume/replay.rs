@@ -1,6 +1,6 @@
 //! What the log of this host holds above a manifest: counted, or laid onto a layer.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use wal::Lsn;
 
@@ -13,7 +13,7 @@ use super::{
     payload::PayloadMemory,
     record::{self, LogRecord},
 };
-use crate::format::{ids::LogId, manifest::Manifest};
+use crate::format::{ids::LogId, index::Run, manifest::Manifest};
 
 /// Writes and zeroes found in the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +40,108 @@ impl Replayed {
     pub(super) fn note_torn(&mut self, scan: &wal::Scan) {
         self.torn = scan.torn.map(|torn| (torn.bytes_discarded, torn.why.to_string()));
     }
+}
+
+/// A log that is damaged, and what can be known of it.
+#[derive(Clone, Debug)]
+pub struct LogDamage {
+    /// Where, and what.
+    pub corruption: wal::Corruption,
+    /// What is whole before the damage, and joins on to the manifest.
+    pub before: Replayed,
+    /// Whether anything joins on: else the log begins above the manifest's end.
+    pub joins: bool,
+    /// What can be read beyond the damage, and is no use without what is between.
+    pub beyond: Replayed,
+    /// Blocks that those records touch, ascending.
+    pub blocks: Vec<Run>,
+}
+
+/// Ranges of blocks named in an error.
+const RANGES_MAX: usize = 8;
+
+impl fmt::Display for LogDamage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { corruption, before, joins, beyond, blocks } = self;
+        write!(f, "{corruption}; ")?;
+        if *joins {
+            write!(f, "before the damage {} writes ({} bytes) are whole", before.records, before.bytes)?;
+        } else {
+            write!(f, "no write joins on to the newest epoch")?;
+        }
+        if beyond.records > 0 {
+            write!(f, "; beyond it {} can be read ({} bytes), of blocks ", beyond.records, beyond.bytes)?;
+            for (number, run) in blocks.iter().take(RANGES_MAX).enumerate() {
+                let comma = if number > 0 { ", " } else { "" };
+                write!(f, "{comma}{} to {}", run.block, run.block + (run.count - 1))?;
+            }
+            if blocks.len() > RANGES_MAX {
+                write!(f, " and {} more ranges", blocks.len() - RANGES_MAX)?;
+            }
+        }
+        write!(f, "; which blocks the lost ones wrote cannot be known; ")?;
+        match joins {
+            true => write!(f, "s3bd recover goes on with what is before the damage, and gives up the rest"),
+            false => write!(f, "s3bd recover --discard gives the log up"),
+        }
+    }
+}
+
+/// What is wrong with the log above the manifest's end; `None` where it can be replayed.
+pub(super) fn find_damage(
+    bucket: &Bucket,
+    local: &Local,
+    log: LogId,
+    newest: &Manifest,
+) -> Result<Option<LogDamage>, VolumeError> {
+    let floor = Lsn(newest.log.lsn);
+    let scan = wal::scan_above(&*local.wal, floor)?;
+    let Some(corruption) = scan.lost_above(floor) else { return Ok(None) };
+    let joins = scan.start <= floor.max(scan.trimmed);
+    let mut found = LogDamage {
+        corruption,
+        before: Replayed::default(),
+        joins,
+        beyond: Replayed::default(),
+        blocks: Vec::new(),
+    };
+    let opener = Opener::new(Arc::clone(&bucket.keys), log);
+    let touched = |record: wal::Record| -> Option<(u64, u64, u64)> {
+        let plain = opener.open(&record).ok()?;
+        match record::decode(record.lsn, record.kind, plain, newest.size_bytes).ok()? {
+            LogRecord::Write { offset, time_ms, data } => Some((offset, data.len() as u64, time_ms)),
+            LogRecord::Zero { offset, time_ms, length } => Some((offset, length, time_ms)),
+            LogRecord::Published { .. } | LogRecord::Closed => None,
+        }
+    };
+    if joins {
+        let before = scan.records(floor).map_while(Result::ok).filter_map(touched);
+        before.for_each(|(_, bytes, time)| found.before.add(bytes, time));
+    }
+    let beyond = if joins { scan.beyond()? } else { scan.records(floor) };
+    let block_bytes = u64::from(bucket.block_bytes());
+    for (offset, bytes, time) in beyond.map_while(Result::ok).filter_map(touched) {
+        found.beyond.add(bytes, time);
+        let first = offset / block_bytes;
+        found.blocks.push(Run { block: first, count: (offset + bytes).div_ceil(block_bytes) - first });
+    }
+    found.blocks = merge(found.blocks);
+    Ok(Some(found))
+}
+
+/// Runs in order, those that touch or overlap made one.
+fn merge(mut runs: Vec<Run>) -> Vec<Run> {
+    runs.sort_unstable_by_key(|run| run.block);
+    let mut merged: Vec<Run> = Vec::new();
+    for run in runs {
+        match merged.last_mut() {
+            Some(last) if run.block <= last.block + last.count => {
+                last.count = last.count.max(run.block + run.count - last.block);
+            }
+            _ => merged.push(run),
+        }
+    }
+    merged
 }
 
 /// What the log holds above `from`, or above what its own records call published.

@@ -10,7 +10,7 @@ use super::{
     error::{Kind, VolumeError},
     local,
     open::Agreed,
-    replay::{Replayed, count_above},
+    replay::{Replayed, count_above, find_damage},
 };
 use crate::format::{
     claim::Writer,
@@ -174,7 +174,13 @@ pub(super) async fn plan_log(
         return Ok(new_log(fresh(Vec::new()), Replayed { records, ..Replayed::default() }));
     };
     if is_of(&newest.manifest, &identity) {
-        return Ok(LogPlan { identity, belongs: true, given_up: Replayed::default() });
+        // What cannot be replayed may be given up as well; what can never is.
+        let damage =
+            if agreed.discard { find_damage(bucket, local, identity.log, &newest.manifest)? } else { None };
+        return Ok(match damage.filter(|damage| !damage.joins) {
+            Some(damage) => new_log(fresh(identity.tenures), damage.beyond),
+            None => LogPlan { identity, belongs: true, given_up: Replayed::default() },
+        });
     }
     let left_at = left_line_at(bucket, newest, &identity).await?;
     let lost = match count_above(bucket, local, identity.log, left_at, newest.manifest.size_bytes) {

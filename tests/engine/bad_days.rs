@@ -17,19 +17,21 @@ use s3bd::{
         rebuild::{Rebuilt, rebuild},
     },
 };
-use wal::disk::sim::Prng;
+use wal::disk::{Disk, sim::Prng};
 
 use crate::{
     host::{BLOCK_BYTES, Disks, env, small_settings, unlock},
     rig::{Rig, WHATEVER, noise},
 };
 
-const SIZE: u64 = 64 << 10;
+const SIZE: u64 = 512 << 10;
 
 /// The volume's content after each cut of the winning line, the empty one first.
 struct History {
     rig: Rig,
     images: Vec<Vec<u8>>,
+    /// The epoch that published each.
+    epochs: Vec<u64>,
     opened: u64,
 }
 
@@ -38,9 +40,8 @@ impl History {
     async fn of_cuts(seed: u64, cuts: usize) -> Self {
         let mut settings = small_settings();
         settings.checkpoint_objects = 3;
-        settings.object_bytes = 4 << 10;
         let rig = Rig::new(seed, SIZE, BLOCK_BYTES, settings).await;
-        let mut history = Self { rig, images: vec![vec![0; SIZE as usize]], opened: 1000 };
+        let mut history = Self { rig, images: vec![vec![0; SIZE as usize]], epochs: vec![0], opened: 1000 };
         let (volume, _) = history.rig.open(0, Agreed::default()).await.unwrap();
         let mut prng = Prng::new(seed);
         for _ in 0..cuts {
@@ -58,8 +59,19 @@ impl History {
             image[at as usize..][..data.len()].copy_from_slice(&data);
             volume.write(at, Bytes::from(data), false).await.unwrap();
         }
+        self.publish(volume, image).await;
+    }
+
+    async fn publish(&mut self, volume: &Volume, image: Vec<u8>) {
         volume.sync().await.unwrap();
         self.images.push(image);
+        self.epochs.push(volume.core().progress.borrow().epoch.0);
+    }
+
+    /// The image that an epoch holds: some publish a checkpoint alone.
+    fn image_of(&self, repair: &Repair) -> usize {
+        let epoch = repair.base.as_ref().unwrap().published.manifest.epoch.0;
+        self.epochs.iter().rposition(|published| *published <= epoch).unwrap()
     }
 
     fn memory(&self) -> &Memory {
@@ -101,7 +113,7 @@ impl History {
     async fn fall_back(&self) -> (Repair, Vec<u64>) {
         let env = env(self.rig.store.clone(), &Disks::new(), 1, "looking");
         let found = find_whole(&unlock(&env).await).await.unwrap();
-        (Repair { base: found.base }, found.passed.iter().map(|passed| passed.epoch.0).collect())
+        (Repair { base: found.base, ..Repair::default() }, found.passed.iter().map(|passed| passed.epoch.0).collect())
     }
 
     async fn rebuild(&self) -> Result<Rebuilt, VolumeError> {
@@ -144,7 +156,11 @@ async fn behind_damaged_manifests_the_newest_whole_one_is_found() {
             let (repair, passed) = history.fall_back().await;
             assert_eq!(history.names(""), before, "looking changes nothing");
             assert_eq!(passed.len(), if removed { 1 } else { lost });
-            assert_eq!(history.image_after(&repair).await, 8 - lost);
+            let base = repair.base.as_ref().unwrap().published.name();
+            assert_eq!(s3bd::format::names::manifest(base.0, base.1), manifests[manifests.len() - 1 - lost]);
+            let wanted = history.image_of(&repair);
+            assert!((8 - lost..=8).contains(&wanted));
+            assert_eq!(history.image_after(&repair).await, wanted);
         }
     }
 }
@@ -157,8 +173,10 @@ async fn the_writers_own_log_gives_back_what_its_damaged_manifests_published() {
     }
     let disks = history.rig.hosts[0].clone();
     let (repair, _) = history.fall_back().await;
+    let behind = 6 - history.image_of(&repair) as u64;
     let (volume, report) = history.open(&disks, Agreed::default(), &repair).await.unwrap();
-    assert!(report.has_log && report.replayed.records == 6, "{report:?}");
+    assert!(behind > 0 && report.has_log);
+    assert_eq!(report.replayed.records, 3 * behind);
     assert_eq!(content(&volume).await, history.images[6]);
 }
 
@@ -249,14 +267,20 @@ async fn without_any_manifest_the_objects_give_the_newest_cut_of_the_winning_lin
         assert_eq!((found.size_bytes, found.cuts as usize), (SIZE, newest), "seed {seed}");
         let used = history.images[newest].chunks(512).filter(|block| block.iter().any(|byte| *byte != 0));
         assert_eq!(found.used_bytes, 512 * used.count() as u64, "seed {seed}");
-        let repair = Repair { base: Some(found.base) };
+        let repair = Repair { base: Some(found.base), ..Repair::default() };
         assert_eq!(history.image_after(&repair).await, newest, "seed {seed}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_cut_that_lacks_an_object_is_left_out_whole() {
-    let mut history = History::of_cuts(40, 6).await;
+    let mut history = History::of_cuts(40, 5).await;
+    let (volume, _) = history.rig.open(0, Agreed::default()).await.unwrap();
+    let large = noise(&mut Prng::new(41), 300 << 10);
+    volume.write(0, Bytes::from(large.clone()), false).await.unwrap();
+    let image = [&large[..], &history.images[5][300 << 10..]].concat();
+    history.publish(&volume, image).await;
+    drop(volume);
     history.names("manifests/").iter().for_each(|name| history.remove(name));
     // The newest object of a cut, not of pages.
     let found = history.rebuild().await.unwrap();
@@ -265,7 +289,7 @@ async fn a_cut_that_lacks_an_object_is_left_out_whole() {
     let found = history.rebuild().await.unwrap();
     assert_eq!(found.left_out.len(), 1, "{:?}", found.left_out);
     assert!(found.left_out[0].2.contains("of its"), "{:?}", found.left_out);
-    let repair = Repair { base: Some(found.base) };
+    let repair = Repair { base: Some(found.base), ..Repair::default() };
     assert_eq!(history.image_after(&repair).await, 5);
 }
 
@@ -279,7 +303,7 @@ async fn the_writers_own_log_goes_on_top_of_what_its_objects_add_up_to() {
     let wanted = content(&volume).await;
     drop(volume);
     history.names("manifests/").iter().for_each(|name| history.remove(name));
-    let repair = Repair { base: Some(history.rebuild().await.unwrap().base) };
+    let repair = Repair { base: Some(history.rebuild().await.unwrap().base), ..Repair::default() };
     let agreed = Agreed { takeover: true, ..Agreed::default() };
     let (volume, report) = history.open(&disks, agreed, &repair).await.unwrap();
     assert!(report.has_log && report.replayed.records == 1, "{report:?}");
@@ -306,7 +330,7 @@ async fn falling_back_and_rebuilding_may_be_interrupted_at_any_operation() {
             let normal = inspect(&env, &bucket, WHATEVER, &Repair::default()).await;
             let repair = match (normal, scan) {
                 (Ok(_), _) => Repair::default(),
-                (Err(_), true) => Repair { base: Some(history.rebuild().await?.base) },
+                (Err(_), true) => Repair { base: Some(history.rebuild().await?.base), ..Repair::default() },
                 (Err(_), false) => history.fall_back().await.0,
             };
             let (volume, _) = history.open(disks, WHATEVER, &repair).await?;
@@ -336,4 +360,122 @@ async fn falling_back_and_rebuilding_may_be_interrupted_at_any_operation() {
             }
         }
     }
+}
+
+/// A host whose log holds, above what is published, one record for each step of 512 bytes, all of them flushed.
+async fn with_a_log_of(steps: u64) -> History {
+    let mut history = History::of_cuts(70, 2).await;
+    let (volume, _) = history.rig.open(0, Agreed::default()).await.unwrap();
+    for step in 0..steps {
+        volume.write(step * 4096, Bytes::from(vec![step as u8 + 1; 512]), false).await.unwrap();
+        volume.flush().await.unwrap();
+    }
+    drop(volume);
+    history
+}
+
+/// Damages the record that holds the write of this step, wherever the log has it.
+fn damage_record(disks: &Disks, step: u64) {
+    let scan = wal::scan(&disks.wal).unwrap();
+    let records: Vec<_> = scan.records(scan.start).map(Result::unwrap).filter(|record| record.kind == 1).collect();
+    let record = &records[records.len() - 30 + step as usize];
+    let names = disks.wal.list().unwrap();
+    let first = |name: &str| u64::from_str_radix(name.strip_suffix(".wal")?, 16).ok();
+    let segments = names.iter().filter_map(|name| Some((first(name)?, name)));
+    let (first, name) = segments.filter(|(first, _)| *first <= record.lsn.0).max().unwrap();
+    assert!(disks.wal.flip_bit(name, record.lsn.0 - first + 40, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_damaged_log_what_is_before_the_damage_is_recovered_and_the_rest_is_named() {
+    for step in [0, 7, 28] {
+        let mut history = with_a_log_of(30).await;
+        let disks = history.rig.hosts[0].clone();
+        damage_record(&disks, step);
+        let refused = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap_err();
+        let VolumeError::LogDamaged(damage) = &refused else { panic!("{refused}") };
+        assert!(damage.joins);
+        assert_eq!((damage.before.records, damage.before.bytes), (step, step * 512));
+        assert_eq!(damage.beyond.records, 29 - step);
+        assert_eq!(damage.blocks.len() as u64, 29 - step);
+        assert_eq!(damage.blocks[0].block, (step + 1) * 8);
+        assert!(refused.to_string().contains("s3bd recover"), "{refused}");
+
+        let repair = Repair { cut_log: true, ..Repair::default() };
+        let (volume, report) = history.open(&disks, Agreed::default(), &repair).await.unwrap();
+        assert_eq!(report.replayed.records, step);
+        let mut wanted = history.images[2].clone();
+        (0..step).for_each(|step| wanted[step as usize * 4096..][..512].fill(step as u8 + 1));
+        assert!(content(&volume).await == wanted, "step {step}");
+        drop(volume);
+        // It is a log like any other from then on.
+        let (volume, _) = history.open(&disks.crash(step), Agreed::default(), &Repair::default()).await.unwrap();
+        assert!(content(&volume).await == wanted, "step {step}: once more");
+        volume.close().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn cutting_a_damaged_log_may_be_interrupted_at_any_operation() {
+    let repair = Repair { cut_log: true, ..Repair::default() };
+    let damaged = async || {
+        let history = with_a_log_of(30).await;
+        let disks = history.rig.hosts[0].snapshot();
+        damage_record(&disks, 7);
+        (history, disks)
+    };
+    let (mut history, disks) = damaged().await;
+    let (volume, _) = history.open(&disks, Agreed::default(), &repair).await.unwrap();
+    volume.close().await.unwrap();
+    drop(volume);
+    let wanted = content(&history.open(&Disks::new(), WHATEVER, &Repair::default()).await.unwrap().0).await;
+    let count = disks.wal.operations();
+    for at in 1..=count {
+        let (mut history, disks) = damaged().await;
+        disks.wal.die_at(at);
+        if let Ok((volume, _)) = history.open(&disks, Agreed::default(), &repair).await {
+            let _ = tokio::time::timeout(Duration::from_secs(60), volume.close()).await;
+        }
+        let disks = disks.crash(at);
+        let (volume, _) = history.open(&disks, Agreed::default(), &repair).await.unwrap();
+        assert!(content(&volume).await == wanted, "{at}");
+    }
+    assert!(count > 3, "{count}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_seen_names_the_way_on() {
+    let mut history = History::of_cuts(80, 2).await;
+    let disks = history.rig.hosts[0].clone();
+    assert!(disks.state.flip_bit("seen", 60, 1));
+    let refused = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::SeenDamaged { .. }), "{refused}");
+    assert!(refused.to_string().contains("--accept-rollback"), "{refused}");
+    let agreed = Agreed { rollback: true, ..Agreed::default() };
+    let (volume, _) = history.open(&disks, agreed, &Repair::default()).await.unwrap();
+    assert!(content(&volume).await == history.images[2]);
+    drop(volume);
+    history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_older_copy_of_ones_own_state_is_not_called_another_writer() {
+    let mut history = History::of_cuts(90, 2).await;
+    let (volume, _) = history.rig.open(0, Agreed::default()).await.unwrap();
+    volume.write(0, Bytes::from_static(b"in the copy"), false).await.unwrap();
+    volume.flush().await.unwrap();
+    drop(volume);
+    let copy = history.rig.hosts[0].snapshot();
+    let (volume, _) = history.rig.open(0, Agreed::default()).await.unwrap();
+    volume.close().await.unwrap();
+    history.rig.hosts[0] = copy;
+    let refused = history.rig.open(0, Agreed::default()).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::Diverged { records: 1, .. }), "{refused}");
+    let text = refused.to_string();
+    assert!(text.contains("older copy of its state directory") && !text.contains("another writer"), "{text}");
+    // Really another one.
+    let other = with_a_fenced_writer(91, 1).await;
+    let mut other = other;
+    let refused = other.rig.open(0, Agreed::default()).await.unwrap_err();
+    assert!(refused.to_string().contains("another writer (a new host)"), "{refused}");
 }

@@ -8,14 +8,15 @@
 //! the pages for clean though the medium
 //! does not have them; (2) a new segment is begun whose header says where the log ends. That header is the
 //! cut: from its name on,
-//! no byte between there and the new segment is read again. (3) Segments without a record are removed. A
+//! no byte between there and the new segment is read again; where a damaged log is cut off, what is beyond the
+//! damage was removed before it. (3) Segments without a record are removed. A
 //! crash at any point leaves a log that scans
 //! to the same records.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    Log, Lsn, Options, Scan, WalError,
+    Damage, Log, Lsn, Options, Scan, WalError,
     disk::Disk,
     format::SegmentHeader,
     log::Live,
@@ -39,7 +40,53 @@ pub(crate) fn open(
     if let Some(damage) = scan.lost_above(start_at_least) {
         return Err(WalError::Corrupt(damage));
     }
+    begin(disk, options, start_at_least, scan)
+}
+
+/// A damaged log, cut off before the damage.
+pub(crate) fn open_cut(
+    disk: Arc<dyn Disk>,
+    options: Options,
+    start_at_least: Lsn,
+) -> Result<(Log, Scan), WalError> {
+    options.check()?;
+    let mut scan = scan_above(&*disk, start_at_least)?;
+    let Some(damage) = scan.lost_above(start_at_least) else {
+        return begin(disk, options, start_at_least, scan);
+    };
+    if damage.what == Damage::Overlap || scan.start > start_at_least.max(scan.trimmed) {
+        return Err(WalError::Corrupt(damage));
+    }
     let first = first_lsn(&scan, start_at_least, options.segment_bytes)?;
+    // The newest first: what a crash leaves of them is never taken for a log that goes on.
+    while let Some(last) = scan.found.pop_if(|last| is_beyond(last, damage.lsn)) {
+        remove_all(&*disk, &[last.name])?;
+    }
+    begin_at(disk, options, start_at_least, scan, first)
+}
+
+/// Whether a segment holds nothing from before the damage.
+fn is_beyond(found: &Found, damaged: Lsn) -> bool {
+    found.first > damaged || (found.first == damaged && found.segment.is_err())
+}
+
+fn begin(
+    disk: Arc<dyn Disk>,
+    options: Options,
+    start_at_least: Lsn,
+    scan: Scan,
+) -> Result<(Log, Scan), WalError> {
+    let first = first_lsn(&scan, start_at_least, options.segment_bytes)?;
+    begin_at(disk, options, start_at_least, scan, first)
+}
+
+fn begin_at(
+    disk: Arc<dyn Disk>,
+    options: Options,
+    start_at_least: Lsn,
+    scan: Scan,
+    first: Lsn,
+) -> Result<(Log, Scan), WalError> {
     harden(&*disk, &scan)?;
     remove_spares(&*disk)?;
     let (older, empty) = sort(&scan);
