@@ -79,7 +79,7 @@ fn code(error: &anyhow::Error) -> u8 {
 fn volume_code(error: &VolumeError) -> u8 {
     match error {
         VolumeError::Store(error) => store_code(error),
-        VolumeError::NoVolume => NOT_FOUND,
+        VolumeError::NoVolume | VolumeError::Unfinished => NOT_FOUND,
         VolumeError::WrongSecret { .. } | VolumeError::SecretNeeded | VolumeError::SecretNotNeeded => SECRET,
         VolumeError::InUse { .. } | VolumeError::Locked { .. } => IN_USE,
         VolumeError::Diverged { .. } | VolumeError::RolledBack { .. } | VolumeError::Fenced { .. } => {

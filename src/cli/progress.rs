@@ -92,3 +92,21 @@ impl Counting {
         self.0.0.set_position(done);
     }
 }
+
+/// Bytes done, where nobody knows how many there are. Nothing where standard error is no terminal.
+pub(super) struct Bytes(Clearing);
+
+impl Bytes {
+    pub(super) fn new(what: &str) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template("{prefix} {spinner} {binary_bytes}, {binary_bytes_per_sec}") {
+            bar.set_style(style);
+        }
+        bar.set_prefix(what.to_owned());
+        Self(Clearing(bar))
+    }
+
+    pub(super) fn show(&self, done: u64) {
+        self.0.0.set_position(done);
+    }
+}

@@ -10,7 +10,7 @@ use super::{
     confirm::confirm,
     exit::{DAMAGED, DIVERGED},
     open::close,
-    progress::{Counting, describe_lost_log, describe_replay, show_upload},
+    progress::{Bytes, Counting, describe_lost_log, describe_replay, show_upload},
     say,
     secret::SecretArgs,
     serve::Signals,
@@ -18,7 +18,9 @@ use super::{
     target::Target,
 };
 use crate::{
+    format::slot::Argon2,
     seal::frame::Compression,
+    store::location::Location,
     volume::{
         base::{Base, Fallback, find_whole},
         bucket::Bucket,
@@ -28,6 +30,7 @@ use crate::{
         open::{Agreed, OpenReport, Repair, inspect, open_repaired},
         rebuild::{Rebuilt, rebuild},
         replay::Replayed,
+        rescue::{Destination, rescue},
         settings::Settings,
     },
 };
@@ -57,6 +60,10 @@ pub(super) struct Recover {
     /// Where there is no manifest left: put the volume together from its objects and claims alone.
     #[arg(long)]
     scan: bool,
+    /// Make a new volume of what the local log holds of a history that another writer has overtaken: a full copy of the
+    /// epoch it goes on from, and the log on top. The old volume and the log stay as they are.
+    #[arg(long, value_name = "NEW", conflicts_with_all = ["discard", "scan", "takeover", "dry_run"])]
+    rescue_to: Option<Location>,
     /// Answer yes to what would be asked: whether to give up what cannot be had back.
     #[arg(long)]
     yes: bool,
@@ -72,6 +79,9 @@ impl Recover {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let name = self.target.name();
         let (outside, bucket) = self.target.unlock(&self.secret).await?;
+        if let Some(location) = &self.rescue_to {
+            return self.rescue(&outside.env, &bucket, location).await;
+        }
         let mut losses = Vec::new();
         let (report, repair) = self.look(&outside.env, &bucket, &mut losses).await?;
         self.say(&report);
@@ -93,6 +103,36 @@ impl Recover {
             confirm(&name, question, *code)?;
         }
         self.publish(outside.env, bucket, &repair).await
+    }
+
+    /// Makes the new volume; it has the password of the old one.
+    async fn rescue(&self, env: &Env, bucket: &Bucket, location: &Location) -> anyhow::Result<()> {
+        let name = location.to_string();
+        let outside = self.target.at(location.clone()).outside().await?;
+        let secret = self.secret.obtain(&self.target.name(), bucket.header.protection).await?;
+        let compression = Compression::of(bucket.header.compression);
+        let settings = Settings { compression, ..Settings::default() };
+        let cost = Argon2::RECOMMENDED;
+        let destination = Destination { env: outside.env, secret: &secret, cost, settings };
+        let mut signals = Signals::catch()?;
+        let bar = Bytes::new("copying");
+        let rescued = tokio::select! {
+            rescued = rescue(env, bucket, destination, |bytes| bar.show(bytes)) => rescued.with_context(|| name.clone())?,
+            () = signals.next() => anyhow::bail!("{name}: interrupted: the volume is not finished; run it again"),
+        };
+        drop(bar);
+        let base = &rescued.base.manifest;
+        say(format_args!(
+            "{name}: made a volume of epoch {} of {} ({} copied) and {} writes ({}) of the local log; {} and the log are as \
+             they were: once you have what you need, s3bd recover --discard gives the log up",
+            base.epoch,
+            format_time(base.time_ms),
+            show_size(rescued.copied_bytes),
+            rescued.replayed.records,
+            show_size(rescued.replayed.bytes),
+            self.target.name(),
+        ));
+        Ok(())
     }
 
     fn agreed(&self) -> Agreed {

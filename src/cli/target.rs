@@ -25,7 +25,7 @@ use crate::{
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
 
 /// Where the volume is.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct Target {
     /// BUCKET/VOLUME, or file:DIR/VOLUME.
     #[arg(value_name = "VOLUME")]
@@ -59,6 +59,11 @@ impl Target {
     /// The volume's name without its bucket: the name of its export.
     pub(super) fn volume(&self) -> &str {
         &self.location.volume
+    }
+
+    /// Another volume, with the same ways to a store and the same folders.
+    pub(super) fn at(&self, location: Location) -> Self {
+        Self { location, ..self.clone() }
     }
 
     /// Opens the store and puts the environment together. Makes no request.

@@ -109,7 +109,10 @@ impl Bucket {
     }
 
     async fn header_once(store: &dyn Store) -> Result<(Header, Digest), VolumeError> {
-        let bytes = get_whole(store, names::HEADER).await?.ok_or(VolumeError::NoVolume)?;
+        let Some(bytes) = get_whole(store, names::HEADER).await? else {
+            let unfinished = get_whole(store, names::HEADER_UNFINISHED).await?.is_some();
+            return Err(if unfinished { VolumeError::Unfinished } else { VolumeError::NoVolume });
+        };
         let header = Header::decode(&bytes).map_err(|error| VolumeError::damaged(names::HEADER, error))?;
         Ok((header, digest(&bytes)))
     }

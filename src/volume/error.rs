@@ -42,6 +42,29 @@ pub enum VolumeError {
     /// There is no volume of that name.
     #[error("there is no volume here: the object \"volume\" does not exist (s3bd init makes one)")]
     NoVolume,
+    /// There is the beginning of one.
+    #[error(
+        "this is a volume that s3bd recover --rescue-to began to make and did not finish: run that again with this name"
+    )]
+    Unfinished,
+    /// The log holds nothing that another line does not.
+    #[error(
+        "the local log in {folder} holds nothing that was overtaken: there is nothing to rescue (s3bd recover without \
+         --rescue-to uploads what it holds)"
+    )]
+    NothingFenced {
+        /// Where the log is.
+        folder: String,
+    },
+    /// The epoch that a lost line was built on is gone.
+    #[error(
+        "the epoch that the local log in {folder} goes on from is not in the bucket any more, so its records cannot become \
+         a volume: manifests that old were removed since"
+    )]
+    NoBase {
+        /// Where the log is.
+        folder: String,
+    },
     /// There is one already.
     #[error("there is a volume here already, made {created}; nothing was changed")]
     Exists {
@@ -279,6 +302,7 @@ impl VolumeError {
             | Self::Lost { .. }
             | Self::NoManifest { .. }
             | Self::NoSlot { .. }
+            | Self::NoBase { .. }
             | Self::RolledBack { .. }
             | Self::SeenDamaged { .. }
             | Self::LogUnknown { .. }
@@ -288,6 +312,8 @@ impl VolumeError {
             Self::Fenced { .. } | Self::InUse { .. } | Self::Diverged { .. } | Self::MovedOn => Kind::Fenced,
             Self::Local { error, .. } if error.kind() == std::io::ErrorKind::StorageFull => Kind::Full,
             Self::NoVolume
+            | Self::Unfinished
+            | Self::NothingFenced { .. }
             | Self::Exists { .. }
             | Self::WrongSecret { .. }
             | Self::SecretNeeded

@@ -40,6 +40,7 @@ pub mod readahead;
 pub mod rebuild;
 pub mod record;
 pub mod replay;
+pub mod rescue;
 pub mod settings;
 pub mod state;
 mod survey;

@@ -14,7 +14,7 @@ use wal::Lsn;
 use super::{
     Volume,
     base::Base,
-    bucket::Bucket,
+    bucket::{Bucket, Published},
     claims,
     core::{Core, Progress},
     env::{Env, Local, random_bytes},
@@ -203,7 +203,19 @@ pub async fn inspect(
 pub async fn open_read_only(env: Env, bucket: Bucket, settings: Settings) -> Result<Volume, VolumeError> {
     let local = env.local.open(bucket.header.volume).map_err(VolumeError::local("state directory"))?;
     let newest = bucket.newest_manifest().await?;
-    let delta = load_delta(&bucket, &newest.manifest).await?;
+    read_only_at(env, bucket, settings, &newest, local).await
+}
+
+/// Opens an epoch for reading.
+pub(super) async fn read_only_at(
+    env: Env,
+    bucket: Bucket,
+    settings: Settings,
+    epoch: &Published,
+    local: Option<Local>,
+) -> Result<Volume, VolumeError> {
+    let Published { manifest, .. } = epoch;
+    let delta = load_delta(&bucket, manifest).await?;
     let state = State {
         active: Layer::default(),
         active_since: None,
@@ -211,8 +223,8 @@ pub async fn open_read_only(env: Env, bucket: Bucket, settings: Settings) -> Res
         frozen: Default::default(),
         delta,
         checkpointing: None,
-        roots: newest.manifest.roots.clone(),
-        size_bytes: newest.manifest.size_bytes,
+        roots: manifest.roots.clone(),
+        size_bytes: manifest.size_bytes,
         closing: false,
         fault: None,
     };
@@ -239,7 +251,7 @@ fn explain<T>(
     Err(error.into())
 }
 
-fn open_local(env: &Env, bucket: &Bucket) -> Result<Local, VolumeError> {
+pub(super) fn open_local(env: &Env, bucket: &Bucket) -> Result<Local, VolumeError> {
     let volume = bucket.header.volume;
     let folder = env.local.describe(volume);
     let local = env.local.open(volume).map_err(VolumeError::local(&*folder))?;

@@ -29,7 +29,7 @@ pub struct Replayed {
 }
 
 impl Replayed {
-    fn add(&mut self, bytes: u64, time_ms: u64) {
+    pub(super) fn add(&mut self, bytes: u64, time_ms: u64) {
         self.records += 1;
         self.bytes += bytes;
         let first = self.times_ms.map_or(time_ms, |times| times.0);

@@ -182,7 +182,8 @@ pub(super) async fn plan_log(
             None => LogPlan { identity, belongs: true, given_up: Replayed::default() },
         });
     }
-    let left_at = left_line_at(bucket, newest, &identity).await?;
+    let left = left_line_at(bucket, newest, &identity).await?;
+    let left_at = left.map(|left| Lsn(left.manifest.log.lsn));
     let lost = match count_above(bucket, local, identity.log, left_at, newest.manifest.size_bytes) {
         Err(error) if agreed.discard => {
             tracing::warn!(%error, "the log cannot be read, and is given up");
@@ -249,12 +250,12 @@ fn is_of(manifest: &Manifest, identity: &LogIdentity) -> bool {
     manifest.log.log == identity.log && identity.tenures.contains(&(manifest.generation, manifest.nonce))
 }
 
-/// The LSN of the newest manifest in the winning line that came from this log.
+/// The newest manifest in the winning line that came from this log.
 async fn left_line_at(
     bucket: &Bucket,
     newest: &Published,
     identity: &LogIdentity,
-) -> Result<Option<Lsn>, VolumeError> {
+) -> Result<Option<Published>, VolumeError> {
     if identity.tenures.is_empty() {
         return Ok(None);
     }
@@ -269,11 +270,40 @@ async fn left_line_at(
             Err(error) => return Err(error),
         };
         if is_of(&older.manifest, identity) {
-            return Ok(Some(Lsn(older.manifest.log.lsn)));
+            return Ok(Some(older));
         }
         parent = older.manifest.parent;
     }
     Ok(None)
+}
+
+/// A log whose line lost, and the manifest that both lines have.
+#[derive(Debug)]
+pub(super) struct Fenced {
+    pub(super) identity: LogIdentity,
+    pub(super) base: Published,
+}
+
+/// Finds out where the line of this host's log left the winning one.
+pub(super) async fn fenced_log(
+    env: &Env,
+    bucket: &Bucket,
+    local: &Local,
+) -> Result<Fenced, VolumeError> {
+    let folder = env.local.describe(bucket.header.volume);
+    let newest = bucket.newest_manifest().await?;
+    let identity = load_identity(bucket, local, Agreed::default())?;
+    let Some(identity) = identity.filter(|identity| !is_of(&newest.manifest, identity)) else {
+        return Err(VolumeError::NothingFenced { folder });
+    };
+    let base = left_line_at(bucket, &newest, &identity).await?;
+    let from = base.as_ref().map(|base| Lsn(base.manifest.log.lsn));
+    let held = count_above(bucket, local, identity.log, from, newest.manifest.size_bytes)?;
+    match base {
+        _ if held.records == 0 => Err(VolumeError::NothingFenced { folder }),
+        Some(base) => Ok(Fenced { identity, base }),
+        None => Err(VolumeError::NoBase { folder }),
+    }
 }
 
 /// Clears a log that belongs to no line any more, and gives the folder to the new one. Before the claim, so that the claim

@@ -24,24 +24,24 @@ use crate::{
     rig::{Rig, WHATEVER, noise},
 };
 
-const SIZE: u64 = 512 << 10;
+pub const SIZE: u64 = 512 << 10;
 
 /// The volume's content after each cut of the winning line, the empty one first.
-struct History {
-    rig: Rig,
-    images: Vec<Vec<u8>>,
-    /// The epoch that published each.
-    epochs: Vec<u64>,
+pub struct History {
+    pub rig: Rig,
+    pub images: Vec<Vec<u8>>,
+    /// Where each ends in the log.
+    ends: Vec<u64>,
     opened: u64,
 }
 
 impl History {
     /// Cuts published by host 0, with checkpoints between them.
-    async fn of_cuts(seed: u64, cuts: usize) -> Self {
+    pub async fn of_cuts(seed: u64, cuts: usize) -> Self {
         let mut settings = small_settings();
         settings.checkpoint_objects = 3;
         let rig = Rig::new(seed, SIZE, BLOCK_BYTES, settings).await;
-        let mut history = Self { rig, images: vec![vec![0; SIZE as usize]], epochs: vec![0], opened: 1000 };
+        let mut history = Self { rig, images: vec![vec![0; SIZE as usize]], ends: vec![0], opened: 1000 };
         let (volume, _) = history.rig.open(0, Agreed::default()).await.unwrap();
         let mut prng = Prng::new(seed);
         for _ in 0..cuts {
@@ -65,20 +65,20 @@ impl History {
     async fn publish(&mut self, volume: &Volume, image: Vec<u8>) {
         volume.sync().await.unwrap();
         self.images.push(image);
-        self.epochs.push(volume.core().progress.borrow().epoch.0);
+        self.ends.push(volume.core().state().end.0);
     }
 
-    /// The image that an epoch holds: some publish a checkpoint alone.
+    /// The image that a base holds: some epochs publish a checkpoint alone.
     fn image_of(&self, repair: &Repair) -> usize {
-        let epoch = repair.base.as_ref().unwrap().published.manifest.epoch.0;
-        self.epochs.iter().rposition(|published| *published <= epoch).unwrap()
+        let lsn = repair.base.as_ref().unwrap().published.manifest.log.lsn;
+        self.ends.iter().rposition(|end| *end <= lsn).unwrap()
     }
 
     fn memory(&self) -> &Memory {
         &self.rig.memory
     }
 
-    fn names(&self, prefix: &str) -> Vec<String> {
+    pub fn names(&self, prefix: &str) -> Vec<String> {
         let contents = self.memory().snapshot();
         contents.iter().map(|(name, _)| name.to_owned()).filter(|name| name.starts_with(prefix)).collect()
     }
@@ -92,7 +92,7 @@ impl History {
         self.memory().restore(contents);
     }
 
-    fn remove(&self, name: &str) {
+    pub fn remove(&self, name: &str) {
         let mut contents = self.memory().snapshot();
         assert!(contents.remove(name), "{name}");
         self.memory().restore(contents);
@@ -211,7 +211,7 @@ async fn an_epoch_whose_objects_were_collected_is_not_fallen_back_to() {
 }
 
 /// Host 0 is overtaken with a cut on its way; the cut's manifest comes late.
-async fn with_a_fenced_writer(seed: u64, cuts_after: usize) -> History {
+pub async fn with_a_fenced_writer(seed: u64, cuts_after: usize) -> History {
     let mut history = History::of_cuts(seed, 3).await;
     let (first, _) = history.rig.open(0, Agreed::default()).await.unwrap();
     let mut prng = Prng::new(seed + 1);

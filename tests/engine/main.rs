@@ -11,6 +11,7 @@ mod model;
 mod object_table;
 mod oracle;
 mod recovery;
+mod rescue;
 mod rig;
 mod store_faults;
 mod two_writers;
