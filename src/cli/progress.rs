@@ -99,7 +99,9 @@ pub(super) struct Bytes(Clearing);
 impl Bytes {
     pub(super) fn new(what: &str) -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        if let Ok(style) = ProgressStyle::with_template("{prefix} {spinner} {binary_bytes}, {binary_bytes_per_sec}") {
+        if let Ok(style) =
+            ProgressStyle::with_template("{prefix} {spinner} {binary_bytes}, {binary_bytes_per_sec}")
+        {
             bar.set_style(style);
         }
         bar.set_prefix(what.to_owned());

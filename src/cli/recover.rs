@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::{
     confirm::confirm,
-    exit::{DAMAGED, DIVERGED},
+    exit::{CliError, DAMAGED, DIVERGED},
     open::close,
     progress::{Bytes, Counting, describe_lost_log, describe_replay, show_upload},
     say,
@@ -78,10 +78,10 @@ struct Loss {
 impl Recover {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let name = self.target.name();
-        let (outside, bucket) = self.target.unlock(&self.secret).await?;
         if let Some(location) = &self.rescue_to {
-            return self.rescue(&outside.env, &bucket, location).await;
+            return self.rescue(location).await;
         }
+        let (outside, bucket) = self.target.unlock(&self.secret).await?;
         let mut losses = Vec::new();
         let (report, repair) = self.look(&outside.env, &bucket, &mut losses).await?;
         self.say(&report);
@@ -106,10 +106,14 @@ impl Recover {
     }
 
     /// Makes the new volume; it has the password of the old one.
-    async fn rescue(&self, env: &Env, bucket: &Bucket, location: &Location) -> anyhow::Result<()> {
-        let name = location.to_string();
+    async fn rescue(&self, location: &Location) -> anyhow::Result<()> {
+        let (old, name) = (self.target.name(), location.to_string());
+        let env = self.target.outside().await?.env;
         let outside = self.target.at(location.clone()).outside().await?;
-        let secret = self.secret.obtain(&self.target.name(), bucket.header.protection).await?;
+        let (header, _) = Bucket::header(&*env.store).await.with_context(|| old.clone())?;
+        // Asked for once: what opens the old volume is what the new one gets.
+        let secret = self.secret.obtain(&old, header.protection).await?;
+        let bucket = Bucket::unlock(Arc::clone(&env.store), &secret).await.with_context(|| old.clone())?;
         let compression = Compression::of(bucket.header.compression);
         let settings = Settings { compression, ..Settings::default() };
         let cost = Argon2::RECOMMENDED;
@@ -117,7 +121,7 @@ impl Recover {
         let mut signals = Signals::catch()?;
         let bar = Bytes::new("copying");
         let rescued = tokio::select! {
-            rescued = rescue(env, bucket, destination, |bytes| bar.show(bytes)) => rescued.with_context(|| name.clone())?,
+            rescued = rescue(&env, &bucket, destination, |bytes| bar.show(bytes)) => rescued.with_context(|| name.clone())?,
             () = signals.next() => anyhow::bail!("{name}: interrupted: the volume is not finished; run it again"),
         };
         drop(bar);
@@ -130,7 +134,7 @@ impl Recover {
             show_size(rescued.copied_bytes),
             rescued.replayed.records,
             show_size(rescued.replayed.bytes),
-            self.target.name(),
+            old,
         ));
         Ok(())
     }
@@ -196,10 +200,10 @@ impl Recover {
         }
         let Some(base) = base else {
             let text = format!(
-                "{name}: no epoch is whole; s3bd recover --scan puts the volume together from its objects, s3bd fsck says \
-                 what is damaged"
+                "{name}: {error}; no epoch is whole: s3bd recover --scan puts the volume together from its objects, s3bd \
+                 fsck says what is damaged"
             );
-            return Err(anyhow::Error::new(error).context(text));
+            return Err(CliError { code: DAMAGED, text }.into());
         };
         let whole = &base.published.manifest;
         let time = format_time(whole.time_ms);

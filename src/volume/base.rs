@@ -130,11 +130,7 @@ pub async fn find_whole(bucket: &Bucket) -> Result<Fallback, VolumeError> {
 }
 
 /// Below a manifest that cannot be read: the one before it of the same tenure, or what that tenure began from.
-async fn below(
-    bucket: &Bucket,
-    listed: &[ManifestName],
-    name: ManifestName,
-) -> Result<Next, VolumeError> {
+async fn below(bucket: &Bucket, listed: &[ManifestName], name: ManifestName) -> Result<Next, VolumeError> {
     let before = listed.iter().rfind(|other| other.0 == name.0 && other.1 < name.1);
     if let Some(before) = before {
         return Ok(Next::UpTo(*before));

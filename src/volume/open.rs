@@ -31,7 +31,11 @@ use super::{
 };
 use crate::{
     cache::FrameCache,
-    format::{ids::{LogId, LogPosition}, local::Seen, manifest::Manifest},
+    format::{
+        ids::{LogId, LogPosition},
+        local::Seen,
+        manifest::Manifest,
+    },
     map::delta::Delta,
 };
 
@@ -178,7 +182,8 @@ pub async fn inspect(
     let volume = bucket.header.volume;
     let has_folders = env.local.exists(volume).map_err(VolumeError::local(env.local.describe(volume)))?;
     let local = if has_folders { Some(open_local(env, bucket)?) } else { None };
-    let Survey { newest, plan, was_clean, .. } = survey(env, bucket, local.as_ref(), agreed, repair.base.as_ref()).await?;
+    let Survey { newest, plan, was_clean, .. } =
+        survey(env, bucket, local.as_ref(), agreed, repair.base.as_ref()).await?;
     load_delta(bucket, &newest.manifest).await?;
     let mut replayed = Replayed::default();
     if let Some(local) = local.filter(|_| plan.belongs) {

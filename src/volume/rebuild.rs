@@ -98,11 +98,7 @@ impl Cut {
 ///
 /// # Errors
 /// `NoManifest` where no whole cut can be found: the text says why.
-pub async fn rebuild(
-    bucket: &Bucket,
-    env: &Env,
-    advance: impl Fn(u64, u64),
-) -> Result<Rebuilt, VolumeError> {
+pub async fn rebuild(bucket: &Bucket, env: &Env, advance: impl Fn(u64, u64)) -> Result<Rebuilt, VolumeError> {
     let listed = bucket.store.list(names::OBJECTS, None, None).await?;
     let total = listed.len() as u64;
     let mut cuts: BTreeMap<CutName, Cut> = BTreeMap::new();
@@ -182,10 +178,7 @@ async fn explain_once(
 }
 
 /// The newest cut of the winning line: of the highest tenure, or of what that one began from.
-async fn find_head(
-    bucket: &Bucket,
-    cuts: &BTreeMap<CutName, Cut>,
-) -> Result<Option<CutName>, VolumeError> {
+async fn find_head(bucket: &Bucket, cuts: &BTreeMap<CutName, Cut>) -> Result<Option<CutName>, VolumeError> {
     let claims = bucket.list_claims(None).await?;
     let claimed = claims.last().map(|claim| claim.0);
     let mut tenure = claimed.max(cuts.keys().next_back().map(|cut| cut.0)).unwrap_or_default();
@@ -237,7 +230,9 @@ fn trace(cuts: &BTreeMap<CutName, Cut>, head: Option<CutName>) -> Result<Vec<Cut
             None => break,
             // Epochs only fall on the way back: what says otherwise leads nowhere.
             Some(parent) if parent.1 >= epoch || parent.0 > generation => {
-                return refuse(format!("epoch {epoch} of generation {generation} names a later one as its base"));
+                return refuse(format!(
+                    "epoch {epoch} of generation {generation} names a later one as its base"
+                ));
             }
             Some(parent) => line.push(parent),
         }
@@ -320,11 +315,7 @@ async fn assemble(bucket: &Bucket, env: &Env, mut found: Found) -> Result<Rebuil
 }
 
 /// The nonce of the claim under which a log was written in a tenure: by it a host knows its own log.
-async fn nonce_of(
-    bucket: &Bucket,
-    generation: Generation,
-    log: LogId,
-) -> Result<u64, VolumeError> {
+async fn nonce_of(bucket: &Bucket, generation: Generation, log: LogId) -> Result<u64, VolumeError> {
     for (claimed, nonce) in bucket.list_claims(None).await? {
         if claimed != generation {
             continue;

@@ -167,7 +167,10 @@ pub(super) fn count_above(
         }
     }
     let mut counted = Replayed::default();
-    above.iter().filter(|(lsn, ..)| *lsn >= published).for_each(|(_, bytes, time)| counted.add(*bytes, *time));
+    above
+        .iter()
+        .filter(|(lsn, ..)| *lsn >= published)
+        .for_each(|(_, bytes, time)| counted.add(*bytes, *time));
     Ok(counted)
 }
 

@@ -93,12 +93,7 @@ pub(super) async fn load_base(bucket: &Bucket, base: Option<&Base>) -> Result<Pu
 }
 
 /// Compares the newest manifest with the newest that this host has seen.
-fn check_seen(
-    bucket: &Bucket,
-    local: &Local,
-    newest: &Published,
-    agreed: Agreed,
-) -> Result<(), VolumeError> {
+fn check_seen(bucket: &Bucket, local: &Local, newest: &Published, agreed: Agreed) -> Result<(), VolumeError> {
     if agreed.rollback {
         return Ok(());
     }
@@ -222,11 +217,7 @@ fn overtaker(newest: &Manifest, identity: &LogIdentity, host: &str) -> String {
 }
 
 /// The identity of the log, or its copy where it is lost or damaged.
-fn load_identity(
-    bucket: &Bucket,
-    local: &Local,
-    agreed: Agreed,
-) -> Result<Option<LogIdentity>, VolumeError> {
+fn load_identity(bucket: &Bucket, local: &Local, agreed: Agreed) -> Result<Option<LogIdentity>, VolumeError> {
     let load = |name| local::load(&*local.state, &bucket.keys, Content::LogIdentity, name);
     let first = load(LOG);
     if let Ok(Some(_)) = first {
@@ -285,11 +276,7 @@ pub(super) struct Fenced {
 }
 
 /// Finds out where the line of this host's log left the winning one.
-pub(super) async fn fenced_log(
-    env: &Env,
-    bucket: &Bucket,
-    local: &Local,
-) -> Result<Fenced, VolumeError> {
+pub(super) async fn fenced_log(env: &Env, bucket: &Bucket, local: &Local) -> Result<Fenced, VolumeError> {
     let folder = env.local.describe(bucket.header.volume);
     let newest = bucket.newest_manifest().await?;
     let identity = load_identity(bucket, local, Agreed::default())?;
@@ -308,7 +295,12 @@ pub(super) async fn fenced_log(
 
 /// Clears a log that belongs to no line any more, and gives the folder to the new one. Before the claim, so that the claim
 /// of an opening that dies is known as this host's own.
-pub(super) fn begin_log(env: &Env, bucket: &Bucket, local: &Local, plan: &LogPlan) -> Result<(), VolumeError> {
+pub(super) fn begin_log(
+    env: &Env,
+    bucket: &Bucket,
+    local: &Local,
+    plan: &LogPlan,
+) -> Result<(), VolumeError> {
     if plan.belongs {
         return Ok(());
     }

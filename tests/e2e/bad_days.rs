@@ -71,7 +71,10 @@ pub(crate) fn recover_scan_rebuilds_a_volume_without_manifests(kind: Kind) {
     host.run("recover", &[&volume, "--scan", "--yes"]).done();
     let other = Host::new(&fixture);
     let server = other.open(&volume, &[]);
-    qemu_io(&server.uri, &["read -P 0x52 0 1M", "read -P 0 1M 1M", "read -P 0x52 2M 2M", "read -P 0x53 8M 1M"]);
+    qemu_io(
+        &server.uri,
+        &["read -P 0x52 0 1M", "read -P 0 1M 1M", "read -P 0x52 2M 2M", "read -P 0x53 8M 1M"],
+    );
     server.close();
     let checked = other.run("fsck", &[&volume, "--read-data"]);
     assert_eq!(checked.code, Some(0), "{checked:?}");
@@ -101,7 +104,10 @@ pub(crate) fn what_a_fenced_host_held_becomes_a_volume_of_its_own(kind: Kind) {
     assert!(state.iter().all(|(name, bytes)| files_below(&host.state()).get(name) == Some(bytes)));
     host.run("recover", &[&volume, "--rescue-to", &new]).failed(1, &["a volume here already"]);
     let server = other.open(&new, &[]);
-    qemu_io(&server.uri, &["read -P 0x61 0 1M", "read -P 0x62 1M 1M", "read -P 0 2M 1M", "read -P 0x61 3M 1M"]);
+    qemu_io(
+        &server.uri,
+        &["read -P 0x61 0 1M", "read -P 0x62 1M 1M", "read -P 0 2M 1M", "read -P 0x61 3M 1M"],
+    );
     server.close();
     let checked = other.run("fsck", &[&new, "--read-data"]);
     assert_eq!(checked.code, Some(0), "{checked:?}");

@@ -113,7 +113,10 @@ impl History {
     async fn fall_back(&self) -> (Repair, Vec<u64>) {
         let env = env(self.rig.store.clone(), &Disks::new(), 1, "looking");
         let found = find_whole(&unlock(&env).await).await.unwrap();
-        (Repair { base: found.base, ..Repair::default() }, found.passed.iter().map(|passed| passed.epoch.0).collect())
+        (
+            Repair { base: found.base, ..Repair::default() },
+            found.passed.iter().map(|passed| passed.epoch.0).collect(),
+        )
     }
 
     async fn rebuild(&self) -> Result<Rebuilt, VolumeError> {
@@ -185,7 +188,11 @@ async fn a_damaged_index_or_a_missing_object_makes_an_epoch_not_whole_and_openin
     for missing in [false, true] {
         let mut history = History::of_cuts(9, 7).await;
         let newest = history.names("objects/").pop().unwrap();
-        if missing { history.remove(&newest) } else { history.damage(&newest, 40) }
+        if missing {
+            history.remove(&newest)
+        } else {
+            history.damage(&newest, 40)
+        }
         let manifests = history.names("manifests/");
         let refused = history.open(&Disks::new(), WHATEVER, &Repair::default()).await.unwrap_err();
         assert!(refused.is_of_line(), "{refused}");
@@ -216,9 +223,11 @@ pub async fn with_a_fenced_writer(seed: u64, cuts_after: usize) -> History {
     let (first, _) = history.rig.open(0, Agreed::default()).await.unwrap();
     let mut prng = Prng::new(seed + 1);
     history.cut(&first, &mut prng).await;
-    history.rig.faulty.set_plan(|call: &Call<'_>| match call.operation == "put" && call.key.starts_with("manifests/") {
-        true => Fault::Delay(Duration::from_secs(600)),
-        false => Fault::None,
+    history.rig.faulty.set_plan(|call: &Call<'_>| {
+        match call.operation == "put" && call.key.starts_with("manifests/") {
+            true => Fault::Delay(Duration::from_secs(600)),
+            false => Fault::None,
+        }
     });
     first.write(0, Bytes::from(vec![0xee; 9000]), false).await.unwrap();
     let late = async { first.sync().await.unwrap_err() };
@@ -377,7 +386,8 @@ async fn with_a_log_of(steps: u64) -> History {
 /// Damages the record that holds the write of this step, wherever the log has it.
 fn damage_record(disks: &Disks, step: u64) {
     let scan = wal::scan(&disks.wal).unwrap();
-    let records: Vec<_> = scan.records(scan.start).map(Result::unwrap).filter(|record| record.kind == 1).collect();
+    let records: Vec<_> =
+        scan.records(scan.start).map(Result::unwrap).filter(|record| record.kind == 1).collect();
     let record = &records[records.len() - 30 + step as usize];
     let names = disks.wal.list().unwrap();
     let first = |name: &str| u64::from_str_radix(name.strip_suffix(".wal")?, 16).ok();
@@ -409,7 +419,8 @@ async fn of_a_damaged_log_what_is_before_the_damage_is_recovered_and_the_rest_is
         assert!(content(&volume).await == wanted, "step {step}");
         drop(volume);
         // It is a log like any other from then on.
-        let (volume, _) = history.open(&disks.crash(step), Agreed::default(), &Repair::default()).await.unwrap();
+        let (volume, _) =
+            history.open(&disks.crash(step), Agreed::default(), &Repair::default()).await.unwrap();
         assert!(content(&volume).await == wanted, "step {step}: once more");
         volume.close().await.unwrap();
     }

@@ -103,7 +103,8 @@ async fn a_log_whose_identity_was_lost_is_not_cleared_without_a_word() {
     both.remove("log.copy").unwrap();
     // One of the two is enough.
     for lost in ["log", "log.copy"] {
-        let host = Disks { state: rig.hosts[0].state.snapshot(), wal: rig.hosts[0].wal.snapshot(), ..Disks::new() };
+        let host =
+            Disks { state: rig.hosts[0].state.snapshot(), wal: rig.hosts[0].wal.snapshot(), ..Disks::new() };
         host.state.remove(lost).unwrap();
         rig.hosts[1] = host;
         let (volume, report) = rig.open(1, Agreed::default()).await.unwrap();

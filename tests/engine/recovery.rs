@@ -68,9 +68,8 @@ async fn what_a_dry_run_says_is_what_recover_finds_and_it_changes_nothing() {
     for seed in 0..20 {
         let (mut rig, mut oracle) = after_a_power_cut(seed).await;
         let bucket = rig.memory.snapshot();
-        let operations = |disks: &Disks| {
-            [disks.state.operations(), disks.wal.operations(), disks.cache.operations()]
-        };
+        let operations =
+            |disks: &Disks| [disks.state.operations(), disks.wal.operations(), disks.cache.operations()];
         let before = operations(&rig.hosts[0]);
         let said = inspect_on(&rig, 0, Agreed::default()).await.unwrap();
         assert!(rig.memory.snapshot().iter().eq(bucket.iter()), "seed {seed}: the bucket changed");

@@ -73,7 +73,8 @@ async fn what_a_fenced_host_held_becomes_a_volume_and_nothing_else_changes() {
         let mut new = New::new();
         let rescued = new.rescue(&history).await.unwrap();
         assert_eq!((rescued.replayed.records, rescued.replayed.bytes), (1, 9000));
-        let mapped = history.images[4].chunks(512).filter(|block| block.iter().any(|byte| *byte != 0)).count();
+        let mapped =
+            history.images[4].chunks(512).filter(|block| block.iter().any(|byte| *byte != 0)).count();
         assert!(rescued.copied_bytes <= 512 * mapped as u64, "holes are no data");
         assert!(history.rig.memory.snapshot().iter().eq(bucket.iter()), "the bucket changed");
         assert_eq!(operations(&history.rig.hosts[0]), before, "the log changed");

@@ -142,7 +142,11 @@ impl Log {
     /// # Errors
     /// As [`Log::open`]; [`WalError::Corrupt`] where nothing joins on to `start_at_least`, so that no prefix
     /// is left, or where segments contradict each other.
-    pub fn open_cut(disk: Arc<dyn Disk>, options: Options, start_at_least: Lsn) -> Result<(Log, Scan), WalError> {
+    pub fn open_cut(
+        disk: Arc<dyn Disk>,
+        options: Options,
+        start_at_least: Lsn,
+    ) -> Result<(Log, Scan), WalError> {
         crate::open::open_cut(disk, options, start_at_least)
     }
 

@@ -72,8 +72,11 @@ impl Scan {
     /// [`WalError::Io`] if a file cannot be read.
     pub fn beyond(&self) -> Result<Records, WalError> {
         let mut runs = Vec::new();
-        let segments: Vec<&Arc<Segment>> =
-            self.found.iter().filter_map(|found| found.segment.as_ref().ok().map(|(segment, _)| segment)).collect();
+        let segments: Vec<&Arc<Segment>> = self
+            .found
+            .iter()
+            .filter_map(|found| found.segment.as_ref().ok().map(|(segment, _)| segment))
+            .collect();
         for (index, segment) in segments.iter().enumerate() {
             let header = &segment.header;
             let limit = segments.get(index + 1).map_or(header.range_end(), |next| next.header.previous_end);
