@@ -23,14 +23,14 @@ use crate::{
 };
 
 /// Where the new volume goes.
-struct New {
+struct Elsewhere {
     memory: Memory,
     faulty: Faulty<Memory>,
     disks: Disks,
     attempts: u64,
 }
 
-impl New {
+impl Elsewhere {
     fn new() -> Self {
         let memory = Memory::new();
         Self { faulty: Faulty::new(memory.clone()), memory, disks: Disks::new(), attempts: 500 }
@@ -70,7 +70,7 @@ async fn what_a_fenced_host_held_becomes_a_volume_and_nothing_else_changes() {
         let operations =
             |disks: &Disks| [disks.state.operations(), disks.wal.operations(), disks.cache.operations()];
         let (bucket, before) = (history.rig.memory.snapshot(), operations(&history.rig.hosts[0]));
-        let mut new = New::new();
+        let mut new = Elsewhere::new();
         let rescued = new.rescue(&history).await.unwrap();
         assert_eq!((rescued.replayed.records, rescued.replayed.bytes), (1, 9000));
         let mapped =
@@ -87,7 +87,7 @@ async fn what_a_fenced_host_held_becomes_a_volume_and_nothing_else_changes() {
 #[tokio::test(start_paused = true)]
 async fn a_log_that_was_not_overtaken_has_nothing_to_rescue() {
     let history = History::of_cuts(120, 3).await;
-    let refused = New::new().rescue(&history).await.unwrap_err();
+    let refused = Elsewhere::new().rescue(&history).await.unwrap_err();
     assert!(matches!(refused, VolumeError::NothingFenced { .. }), "{refused}");
 }
 
@@ -98,21 +98,21 @@ async fn a_rescue_whose_base_is_gone_says_so() {
     for name in history.names("manifests/").iter().filter(|name| name[10..26] < *"0000000000000003") {
         history.remove(name);
     }
-    let refused = New::new().rescue(&history).await.unwrap_err();
+    let refused = Elsewhere::new().rescue(&history).await.unwrap_err();
     assert!(matches!(refused, VolumeError::NoBase { .. }), "{refused}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_rescue_may_be_interrupted_at_any_operation_and_run_again() {
     let history = with_a_fenced_writer(140, 1).await;
-    let mut whole = New::new();
+    let mut whole = Elsewhere::new();
     whole.rescue(&history).await.unwrap();
     let counts =
         [whole.faulty.counts().changes(), whole.disks.state.operations(), whole.disks.wal.operations()];
     for (part, count) in counts.into_iter().enumerate() {
         assert!(count > 3, "{part}: {count}");
         for at in 1..=count {
-            let mut new = New::new();
+            let mut new = Elsewhere::new();
             match part {
                 0 => new.faulty.set_crash_after(Some(at - 1)),
                 1 => new.disks.state.die_at(at),
