@@ -28,6 +28,11 @@ e2e::claims! {
         btrfs_survives_two_kills_and_the_loss_of_the_host;
     damage:
         a_damaged_frame_is_found_mended_or_marked_and_overwritten;
+    bad_days:
+        recover_falls_back_to_the_newest_whole_epoch_and_asks,
+        recover_scan_rebuilds_a_volume_without_manifests,
+        what_a_fenced_host_held_becomes_a_volume_of_its_own,
+        a_fenced_server_answers_every_request_with_an_error;
     signals:
         a_signal_uploads_everything_and_closes_clean,
         an_idle_client_does_not_hold_up_the_close,

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use crate::{
     control::{RefusalKind, client::ClientError},
+    format::local::LOG,
     store::{ErrorKind, StoreError},
     volume::error::{Kind, VolumeError},
 };
@@ -23,9 +24,9 @@ pub(super) const IN_USE: u8 = 5;
 /// The store cannot be reached, or refuses.
 const STORE: u8 = 6;
 /// Stored data is damaged.
-const DAMAGED: u8 = 7;
+pub(super) const DAMAGED: u8 = 7;
 /// The local log and the bucket went different ways.
-const DIVERGED: u8 = 8;
+pub(super) const DIVERGED: u8 = 8;
 
 /// No server on this host has the volume open.
 const NOT_OPEN: u8 = 9;
@@ -50,8 +51,23 @@ pub(super) fn not_open(text: impl Into<String>) -> anyhow::Error {
 
 /// Prints the error and gives its exit code.
 pub(super) fn report(error: &anyhow::Error) -> ExitCode {
-    super::tell(format!("{error:#}"));
+    super::tell(format!("{error:#}{}", advice(error)));
     ExitCode::from(code(error))
+}
+
+/// What to run about it, where an error does not say it itself.
+fn advice(error: &anyhow::Error) -> &'static str {
+    let found = error.chain().find_map(|cause| cause.downcast_ref::<VolumeError>());
+    match found {
+        Some(error) if error.is_of_line() => {
+            " (s3bd recover --dry-run says which epoch is whole and what going back to it loses; s3bd fsck, what else is hit)"
+        }
+        Some(VolumeError::Damaged { name, .. }) if name == LOG => {
+            " (the identity of the local log, in the state directory, and its copy cannot be used; s3bd recover --discard \
+             gives up what the log holds)"
+        }
+        _ => "",
+    }
 }
 
 fn code(error: &anyhow::Error) -> u8 {
@@ -75,7 +91,7 @@ fn code(error: &anyhow::Error) -> u8 {
 fn volume_code(error: &VolumeError) -> u8 {
     match error {
         VolumeError::Store(error) => store_code(error),
-        VolumeError::NoVolume => NOT_FOUND,
+        VolumeError::NoVolume | VolumeError::Unfinished => NOT_FOUND,
         VolumeError::WrongSecret { .. }
         | VolumeError::NoFittingSlot { .. }
         | VolumeError::SecretNeeded

@@ -3,6 +3,7 @@
 //! Results go to standard output, everything else to standard error. An error is one line, `s3bd: …`, and an exit code
 //! that says what to do about it ([`exit`]).
 
+mod confirm;
 mod exit;
 mod fsck;
 mod info;
@@ -50,7 +51,7 @@ enum Command {
     Init(init::Init),
     /// Serve a volume over NBD, until SIGINT or SIGTERM; then everything is uploaded and the volume closed.
     Open(Box<open::Open>),
-    /// After a crash: upload what the local log holds, say what it was, and close the volume.
+    /// After a crash or a loss: upload what the local log holds, fall back to what is whole, and close the volume.
     Recover(recover::Recover),
     /// Check a volume in its bucket, also while it is open elsewhere; changes nothing but with --repair.
     Fsck(fsck::Fsck),

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use super::{
     exit,
     init::{self, CompressionArg},
-    progress::{describe_replay, show_upload},
+    progress::{describe_lost_log, describe_replay, show_upload},
     say,
     secret::SecretArgs,
     serve::{Addresses, Signals, bind, describe, server},
@@ -234,11 +234,12 @@ impl Open {
         let (volume, report) =
             open(env, bucket, settings, agreed).await.with_context(|| self.target.name())?;
         if !report.was_clean {
-            tell(format_args!(
-                "{} was not closed; {}",
-                self.target.name(),
+            let found = if report.has_log {
                 describe_replay(&report.replayed)
-            ));
+            } else {
+                describe_lost_log(&report.newest)
+            };
+            tell(format_args!("{} was not closed; {found}", self.target.name()));
         }
         Ok(volume)
     }

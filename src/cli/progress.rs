@@ -39,7 +39,7 @@ impl Drop for Clearing {
 }
 
 /// What a volume held in its log, in words.
-pub(super) fn describe_replay(replayed: &crate::volume::open::Replayed) -> String {
+pub(super) fn describe_replay(replayed: &crate::volume::replay::Replayed) -> String {
     let mut text = match replayed.times_ms {
         None => "the local log held nothing that was not in the bucket".to_owned(),
         Some((first, last)) => format!(
@@ -57,4 +57,58 @@ pub(super) fn describe_replay(replayed: &crate::volume::open::Replayed) -> Strin
         );
     }
     text
+}
+
+/// What another host had not published, in words, where its log is not here.
+pub(super) fn describe_lost_log(newest: &crate::format::manifest::Manifest) -> String {
+    let host = &newest.writer.host;
+    let unpublished = match newest.unpublished_bytes {
+        0 => format!("{host} had nothing else to publish when it published that"),
+        bytes => format!("{host} had {} not yet published when it published that", show_size(bytes)),
+    };
+    format!(
+        "this host has no log of that writer, so the volume is as it was at {}; {unpublished}, and what it wrote later is \
+         in its own log alone",
+        crate::volume::format_time(newest.time_ms),
+    )
+}
+
+/// A bar over things that are counted. Nothing where standard error is no terminal.
+pub(super) struct Counting(Clearing);
+
+impl Counting {
+    pub(super) fn new(what: &str) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template("{prefix} [{bar:30}] {human_pos}/{human_len}, {eta} left");
+        if let Ok(style) = style {
+            bar.set_style(style);
+        }
+        bar.set_prefix(what.to_owned());
+        Self(Clearing(bar))
+    }
+
+    pub(super) fn show(&self, done: u64, total: u64) {
+        self.0.0.set_length(total);
+        self.0.0.set_position(done);
+    }
+}
+
+/// Bytes done, where nobody knows how many there are. Nothing where standard error is no terminal.
+pub(super) struct Bytes(Clearing);
+
+impl Bytes {
+    pub(super) fn new(what: &str) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        if let Ok(style) =
+            ProgressStyle::with_template("{prefix} {spinner} {binary_bytes}, {binary_bytes_per_sec}")
+        {
+            bar.set_style(style);
+        }
+        bar.set_prefix(what.to_owned());
+        Self(Clearing(bar))
+    }
+
+    pub(super) fn show(&self, done: u64) {
+        self.0.0.set_position(done);
+    }
 }

@@ -1,25 +1,44 @@
-//! `s3bd recover`: uploads what the log of this host holds, and closes the volume.
+//! `s3bd recover`: uploads what the log of this host holds, on the newest epoch or on the newest whole one, and closes
+//! the volume.
+
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
 
 use super::{
+    confirm::confirm,
+    exit::{CliError, DAMAGED, DIVERGED},
     open::close,
-    progress::{describe_replay, show_upload},
+    progress::{Bytes, Counting, describe_lost_log, describe_replay, show_upload},
     say,
     secret::SecretArgs,
     serve::Signals,
+    size::show_size,
     target::Target,
 };
 use crate::{
+    format::slot::Argon2,
     seal::frame::Compression,
+    store::location::Location,
     volume::{
-        open::{Agreed, OpenReport, inspect, open},
+        base::{Base, Fallback, find_whole},
+        bucket::Bucket,
+        env::Env,
+        error::VolumeError,
+        format_time,
+        open::{Agreed, OpenReport, Repair, inspect, open_repaired},
+        rebuild::{Rebuilt, rebuild},
+        replay::Replayed,
+        rescue::{Destination, rescue},
         settings::Settings,
     },
 };
 
-/// Upload what the local log holds.
+/// Lines about epochs that are given up, or left out, before the rest is only counted.
+const LINES_MAX: usize = 20;
+
+/// Upload what the local log holds, after a crash or a loss.
 #[derive(Debug, Args)]
 pub(super) struct Recover {
     #[command(flatten)]
@@ -32,38 +51,233 @@ pub(super) struct Recover {
     /// Take the volume from a host that has not closed it.
     #[arg(long)]
     takeover: bool,
-    /// Give up what the local log holds of a history that another writer has overtaken.
+    /// Give up what the local log holds of a history that another writer has overtaken, or that cannot be replayed.
     #[arg(long)]
     discard: bool,
     /// Go on although the bucket holds an older state than this host has seen.
     #[arg(long)]
     accept_rollback: bool,
+    /// Where there is no manifest left: put the volume together from its objects and claims alone.
+    #[arg(long)]
+    scan: bool,
+    /// Make a new volume of what the local log holds of a history that another writer has overtaken: a full copy of the
+    /// epoch it goes on from, and the log on top. The old volume and the log stay as they are.
+    #[arg(long, value_name = "NEW", conflicts_with_all = ["discard", "scan", "takeover", "dry_run"])]
+    rescue_to: Option<Location>,
+    /// Answer yes to what would be asked: whether to give up what cannot be had back.
+    #[arg(long)]
+    yes: bool,
+}
+
+/// What is given up, in a question, and the exit code where that is not agreed to.
+struct Loss {
+    question: String,
+    code: u8,
 }
 
 impl Recover {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let name = self.target.name();
+        if let Some(location) = &self.rescue_to {
+            return self.rescue(location).await;
+        }
         let (outside, bucket) = self.target.unlock(&self.secret).await?;
-        let agreed =
-            Agreed { takeover: self.takeover, rollback: self.accept_rollback, discard: self.discard };
+        let mut losses = Vec::new();
+        let (report, repair) = self.look(&outside.env, &bucket, &mut losses).await?;
+        self.say(&report);
+        if report.given_up.records > 0 {
+            losses.push(Loss {
+                question: format!(
+                    "give up {} writes ({}) that only the local log holds?",
+                    report.given_up.records,
+                    show_size(report.given_up.bytes)
+                ),
+                code: DIVERGED,
+            });
+        }
         if self.dry_run {
-            let report = inspect(&outside.env, &bucket, agreed).await.with_context(|| name.clone())?;
-            self.say(&report);
             say("nothing was changed");
             return Ok(());
         }
+        for Loss { question, code } in losses.iter().filter(|_| !self.yes) {
+            confirm(&name, question, *code)?;
+        }
+        self.publish(outside.env, bucket, &repair).await
+    }
+
+    /// Makes the new volume; it has the password of the old one.
+    async fn rescue(&self, location: &Location) -> anyhow::Result<()> {
+        let (old, name) = (self.target.name(), location.to_string());
+        let env = self.target.outside().await?.env;
+        let outside = self.target.at(location.clone()).outside().await?;
+        let (header, _) = Bucket::header(&*env.store).await.with_context(|| old.clone())?;
+        // Asked for once: what opens the old volume is what the new one gets.
+        let secret = self.secret.obtain(&old, header.protection).await?;
+        let bucket = Bucket::unlock(Arc::clone(&env.store), &secret).await.with_context(|| old.clone())?;
+        let compression = Compression::of(bucket.header.compression);
+        let settings = Settings { compression, ..Settings::default() };
+        let cost = Argon2::RECOMMENDED;
+        let destination = Destination { env: outside.env, secret: &secret, cost, settings };
+        let mut signals = Signals::catch()?;
+        let bar = Bytes::new("copying");
+        let rescued = tokio::select! {
+            rescued = rescue(&env, &bucket, destination, |bytes| bar.show(bytes)) => rescued.with_context(|| name.clone())?,
+            () = signals.next() => anyhow::bail!("{name}: interrupted: the volume is not finished; run it again"),
+        };
+        drop(bar);
+        let base = &rescued.base.manifest;
+        say(format_args!(
+            "{name}: made a volume of epoch {} of {} ({} copied) and {} writes ({}) of the local log; {} and the log are as \
+             they were: once you have what you need, s3bd recover --discard gives the log up",
+            base.epoch,
+            format_time(base.time_ms),
+            show_size(rescued.copied_bytes),
+            rescued.replayed.records,
+            show_size(rescued.replayed.bytes),
+            old,
+        ));
+        Ok(())
+    }
+
+    fn agreed(&self) -> Agreed {
+        Agreed { takeover: self.takeover, rollback: self.accept_rollback, discard: self.discard }
+    }
+
+    /// Finds a way to open the volume, and says what it gives up. Changes nothing.
+    async fn look(
+        &self,
+        env: &Env,
+        bucket: &Bucket,
+        losses: &mut Vec<Loss>,
+    ) -> anyhow::Result<(OpenReport, Repair)> {
+        let name = self.target.name();
+        let mut repair = Repair::default();
+        if self.scan {
+            repair.base = Some(self.rebuild(env, bucket, losses).await?);
+        }
+        loop {
+            match inspect(env, bucket, self.agreed(), &repair).await {
+                Ok(report) => return Ok((report, repair)),
+                Err(error) if error.is_of_line() && repair.base.is_none() => {
+                    repair.base = Some(self.fall_back(bucket, error, losses).await?);
+                }
+                Err(VolumeError::LogDamaged(damage)) if damage.joins && !repair.cut_log => {
+                    say(format_args!("{name}: write-ahead log: {damage}"));
+                    let Replayed { records, bytes, .. } = damage.beyond;
+                    losses.push(Loss {
+                        question: format!(
+                            "give up what is damaged in the log, and the {records} writes ({}) beyond it?",
+                            show_size(bytes)
+                        ),
+                        code: DAMAGED,
+                    });
+                    repair.cut_log = true;
+                }
+                Err(error) => return Err(error).context(name),
+            }
+        }
+    }
+
+    /// The newest whole epoch.
+    async fn fall_back(
+        &self,
+        bucket: &Bucket,
+        error: VolumeError,
+        losses: &mut Vec<Loss>,
+    ) -> anyhow::Result<Base> {
+        let name = self.target.name();
+        let Fallback { base, passed } = find_whole(bucket).await.with_context(|| name.clone())?;
+        for passed in passed.iter().take(LINES_MAX) {
+            let time = passed.time_ms.map_or(String::new(), |time| format!(", of {}", format_time(time)));
+            let (epoch, generation) = (passed.epoch, passed.generation);
+            say(format_args!(
+                "{name}: epoch {epoch} of generation {generation}{time}, is not whole: {}",
+                passed.why
+            ));
+        }
+        if passed.len() > LINES_MAX {
+            say(format_args!("{name}: and {} more", passed.len() - LINES_MAX));
+        }
+        let Some(base) = base else {
+            let text = format!(
+                "{name}: {error}; no epoch is whole: s3bd recover --scan puts the volume together from its objects, s3bd \
+                 fsck says what is damaged"
+            );
+            return Err(CliError { code: DAMAGED, text }.into());
+        };
+        let whole = &base.published.manifest;
+        let time = format_time(whole.time_ms);
+        match passed.first() {
+            None => say(format_args!(
+                "{name}: {error}; the newest epoch, {} of {time}, is whole all the same: nothing is lost",
+                whole.epoch
+            )),
+            Some(newest) => {
+                let text = format!(
+                    "epoch {} of generation {}, published {time} by {}, is the newest whole one: epochs {} to {} are lost, but \
+                     for what the log of their writer still holds",
+                    whole.epoch,
+                    whole.generation,
+                    whole.writer.host,
+                    whole.epoch.next(),
+                    newest.epoch.max(whole.epoch.next()),
+                );
+                say(format_args!("{name}: {text}"));
+                losses.push(Loss { question: format!("{text}: go on from it?"), code: DAMAGED });
+            }
+        }
+        Ok(base)
+    }
+
+    /// The newest cut that the objects themselves add up to.
+    async fn rebuild(&self, env: &Env, bucket: &Bucket, losses: &mut Vec<Loss>) -> anyhow::Result<Base> {
+        let name = self.target.name();
+        let manifests = bucket.list_manifests().await.with_context(|| name.clone())?;
+        if !manifests.is_empty() && find_whole(bucket).await.with_context(|| name.clone())?.base.is_some() {
+            let text = "there is a whole manifest: --scan is for a volume that has none; leave it out";
+            return Err(super::exit::usage(format!("{name}: {text}")));
+        }
+        let bar = Counting::new("reading indexes");
+        let found = rebuild(bucket, env, |done, total| bar.show(done, total)).await;
+        drop(bar);
+        let Rebuilt { base, epoch, time_ms, size_bytes, used_bytes, cuts, left_out, damaged } =
+            found.with_context(|| name.clone())?;
+        damaged.iter().take(LINES_MAX).for_each(|text| say(format_args!("{name}: cannot be read: {text}")));
+        if damaged.len() > LINES_MAX {
+            say(format_args!("{name}: and {} more objects that cannot be read", damaged.len() - LINES_MAX));
+        }
+        for (epoch, generation, why) in left_out.iter().take(LINES_MAX) {
+            say(format_args!("{name}: left out: epoch {epoch} of generation {generation}: {why}"));
+        }
+        if left_out.len() > LINES_MAX {
+            say(format_args!("{name}: and {} more epochs are left out", left_out.len() - LINES_MAX));
+        }
+        let text = format!(
+            "the objects add up to epoch {epoch} of {}: a volume of {}, {} of it used, from {cuts} cuts",
+            format_time(time_ms),
+            show_size(size_bytes),
+            show_size(used_bytes),
+        );
+        say(format_args!("{name}: {text}"));
+        losses.push(Loss { question: format!("{text}: publish it?"), code: DAMAGED });
+        Ok(base)
+    }
+
+    /// Opens the volume, uploads what is to be uploaded, and closes it.
+    async fn publish(&self, env: Env, bucket: Bucket, repair: &Repair) -> anyhow::Result<()> {
+        let name = self.target.name();
         let mut signals = Signals::catch()?;
         let compression = Compression::of(bucket.header.compression);
-        let opened = open(outside.env, bucket, Settings { compression, ..Settings::default() }, agreed).await;
+        let settings = Settings { compression, ..Settings::default() };
+        let opened = open_repaired(env, bucket, settings, self.agreed(), repair).await;
         let (volume, report) = opened.with_context(|| name.clone())?;
-        self.say(&report);
         let uploaded = async {
             tokio::select! {
                 result = volume.sync() => result.map(|()| true),
                 () = signals.next() => Ok(false),
             }
         };
-        let core = std::sync::Arc::clone(volume.core());
+        let core = Arc::clone(volume.core());
         let done = tokio::select! {
             result = uploaded => result.with_context(|| name.clone())?,
             () = show_upload(core, "uploading") => true,
@@ -75,7 +289,13 @@ impl Recover {
         }
         close(&volume, &mut signals, &name).await?;
         let epoch = volume.core().progress.borrow().epoch;
-        say(format_args!("{name}: everything is in the bucket, as epoch {epoch}; the volume is closed"));
+        let published = match report.replayed.records {
+            0 => "nothing was left to upload".to_owned(),
+            records => format!("{records} writes ({}) were uploaded", show_size(report.replayed.bytes)),
+        };
+        say(format_args!(
+            "{name}: {published}: everything is in the bucket, as epoch {epoch}; the volume is closed"
+        ));
         Ok(())
     }
 
@@ -86,13 +306,21 @@ impl Recover {
             self.target.name(),
             newest.epoch,
             newest.generation,
-            crate::volume::format_time(newest.time_ms),
+            format_time(newest.time_ms),
             newest.writer.host,
             if report.was_clean { ", which closed the volume" } else { ", which did not close the volume" },
         ));
-        say(describe_replay(&report.replayed));
-        if report.discarded > 0 {
-            say(format_args!("{} records of a history that was overtaken are given up", report.discarded));
+        if report.has_log || report.was_clean {
+            say(describe_replay(&report.replayed));
+        } else {
+            say(describe_lost_log(newest));
+        }
+        if report.given_up.records > 0 {
+            say(format_args!(
+                "{} writes ({}) of a history that was overtaken are given up",
+                report.given_up.records,
+                show_size(report.given_up.bytes)
+            ));
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     volume::{
         bucket::Bucket,
         env::Env,
-        open::{Agreed, inspect},
+        open::{Agreed, Repair, inspect},
         settings::Settings,
     },
 };
@@ -63,7 +63,7 @@ pub(super) async fn repair(
         return Ok(outcome);
     }
     // Whether this host may have the volume, before anybody is asked.
-    inspect(env, &bucket, Agreed::default()).await.with_context(|| name.to_owned())?;
+    inspect(env, &bucket, Agreed::default(), &Repair::default()).await.with_context(|| name.to_owned())?;
     if !mode.yes && !ask(name).await? {
         say(format_args!("{name}: nothing was changed"));
         return Ok(outcome);

@@ -26,7 +26,7 @@ use crate::{
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
 
 /// Where the volume is.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct Target {
     /// BUCKET/VOLUME, or file:DIR/VOLUME.
     #[arg(value_name = "VOLUME")]
@@ -75,6 +75,11 @@ impl Target {
     /// Whether requests to the store are paid for one by one.
     pub(super) fn is_bucket(&self) -> bool {
         matches!(self.location.backend, Backend::Bucket(_))
+    }
+
+    /// Another volume, with the same ways to a store and the same folders.
+    pub(super) fn at(&self, location: Location) -> Self {
+        Self { location, ..self.clone() }
     }
 
     /// An error where a snapshot is named: there is no server of its own for it.

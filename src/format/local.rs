@@ -9,6 +9,8 @@ use super::{
 
 /// Name of the file with [`LogIdentity`].
 pub const LOG: &str = "log";
+/// Name of its copy, which is written first: without the identity no record of the log can be read.
+pub const LOG_COPY: &str = "log.copy";
 /// Name of the file with [`Seen`].
 pub const SEEN: &str = "seen";
 /// Tenures that a log identity remembers. A manifest of one that is forgotten is older than as many openings.

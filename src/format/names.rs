@@ -4,6 +4,8 @@ use super::ids::{Epoch, Generation, Sequence};
 
 /// The volume header.
 pub const HEADER: &str = "volume";
+/// The header of a volume that is still being made by a rescue; it gets its name at the end.
+pub const HEADER_UNFINISHED: &str = "volume.unfinished";
 /// Prefix of the key slots.
 pub const KEYS: &str = "keys/";
 /// Prefix of the claims.

@@ -19,6 +19,7 @@ pub mod memory;
 pub mod metered;
 pub mod open;
 pub mod prefixed;
+pub mod renamed;
 pub mod retry;
 pub mod s3;
 pub mod s3_config;

@@ -56,6 +56,14 @@ pub struct Published {
     pub link: ManifestLink,
 }
 
+impl Published {
+    /// The numbers in its name.
+    #[must_use]
+    pub fn name(&self) -> (Generation, Epoch) {
+        (self.link.generation, self.link.epoch)
+    }
+}
+
 pub(super) async fn get_whole(store: &dyn Store, name: &str) -> Result<Option<Bytes>, VolumeError> {
     match store.get(name, Range::Full).await {
         Ok(got) => Ok(Some(got.bytes)),
@@ -91,7 +99,10 @@ impl Bucket {
     }
 
     async fn header_once(store: &dyn Store) -> Result<(Header, Digest), VolumeError> {
-        let bytes = get_whole(store, names::HEADER).await?.ok_or(VolumeError::NoVolume)?;
+        let Some(bytes) = get_whole(store, names::HEADER).await? else {
+            let unfinished = get_whole(store, names::HEADER_UNFINISHED).await?.is_some();
+            return Err(if unfinished { VolumeError::Unfinished } else { VolumeError::NoVolume });
+        };
         let header = Header::decode(&bytes).map_err(|error| VolumeError::damaged(names::HEADER, error))?;
         Ok((header, digest(&bytes)))
     }

@@ -38,6 +38,17 @@ pub struct Tenure {
     pub nonce: u64,
 }
 
+/// What a claimant saw when it looked.
+#[derive(Clone, Copy, Debug)]
+pub struct Looked {
+    /// The manifest that it is going to build on.
+    pub from: (Generation, Epoch),
+    /// The highest claim.
+    pub claimed: Option<Generation>,
+    /// The highest tenure of which anything is in the bucket.
+    pub floor: Generation,
+}
+
 /// This process, as it signs claims and manifests.
 #[must_use]
 pub fn writer(env: &Env) -> Writer {
@@ -45,7 +56,7 @@ pub fn writer(env: &Env) -> Writer {
 }
 
 /// Steps (1) and (2): puts a claim that is the highest and alone of its generation. `None`, and nothing was put, where
-/// there is a claim above `seen`: whoever looked before has to look again.
+/// there is a claim above those of `looked`: it is time to look again.
 ///
 /// # Errors
 /// `Fenced` where a higher claim came in between.
@@ -53,20 +64,19 @@ pub async fn claim(
     bucket: &Bucket,
     env: &Env,
     log: LogId,
-    from: (Generation, Epoch),
-    seen: Option<Generation>,
+    looked: Looked,
 ) -> Result<Option<Tenure>, VolumeError> {
     let highest = bucket.list_claims(None).await?.last().map(|claim| claim.0);
-    if highest > seen {
+    if highest > looked.claimed {
         return Ok(None);
     }
-    let mut generation = highest.max(Some(from.0)).unwrap_or_default().next();
+    let mut generation = highest.max(Some(looked.floor)).unwrap_or_default().next();
     loop {
         let nonce = u64::from_le_bytes(random_bytes(&*env.random));
         let claim = Claim {
             generation,
             nonce,
-            from: Some(from),
+            from: Some(looked.from),
             writer: writer(env),
             log,
             time_ms: env.clock.now_ms(),

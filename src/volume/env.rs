@@ -48,6 +48,10 @@ impl Random for System {
 pub trait LocalRoot: Send + Sync + fmt::Debug {
     /// Opens the folders of one volume for this process alone; `None` where another process has them.
     fn open(&self, volume: VolumeId) -> io::Result<Option<Local>>;
+    /// Whether there are any yet: [`LocalRoot::open`] makes them.
+    fn exists(&self, _volume: VolumeId) -> io::Result<bool> {
+        Ok(true)
+    }
     /// Its path, for messages.
     fn describe(&self, volume: VolumeId) -> String;
 }

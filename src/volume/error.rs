@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use super::replay::LogDamage;
 use crate::{
     format::{
         FormatError,
         ids::{Epoch, FrameRef, Generation},
+        names,
     },
     nbd::DeviceError,
     seal::{SealError, small::OpenError},
@@ -40,6 +42,29 @@ pub enum VolumeError {
     /// There is no volume of that name.
     #[error("there is no volume here: the object \"volume\" does not exist (s3bd init makes one)")]
     NoVolume,
+    /// There is the beginning of one.
+    #[error(
+        "this is a volume that s3bd recover --rescue-to began to make and did not finish: run that again with this name"
+    )]
+    Unfinished,
+    /// The log holds nothing that another line does not.
+    #[error(
+        "the local log in {folder} holds nothing that was overtaken: there is nothing to rescue (s3bd recover without \
+         --rescue-to uploads what it holds)"
+    )]
+    NothingFenced {
+        /// Where the log is.
+        folder: String,
+    },
+    /// The epoch that a lost line was built on is gone.
+    #[error(
+        "the epoch that the local log in {folder} goes on from is not in the bucket any more, so its records cannot become \
+         a volume: manifests that old were removed since"
+    )]
+    NoBase {
+        /// Where the log is.
+        folder: String,
+    },
     /// There is one already.
     #[error("there is a volume here already, made {created}; nothing was changed")]
     Exists {
@@ -153,10 +178,13 @@ pub enum VolumeError {
         /// What was found.
         detail: String,
     },
+    /// The bucket changed between looking and going on.
+    #[error("another host has published or claimed this volume meanwhile: look again")]
+    MovedOn,
     /// The bucket holds an older state than this host has seen.
     #[error(
         "the bucket's newest epoch is {found} of generation {found_generation}, but this host has seen epoch {seen} of \
-         generation {seen_generation}: an older copy of the bucket was put back (--accept-rollback goes on with it)"
+         generation {seen_generation}: an older copy of the bucket, or of a part of it, was put back (--accept-rollback goes on with it)"
     )]
     RolledBack {
         /// Newest epoch in the bucket.
@@ -201,8 +229,8 @@ pub enum VolumeError {
     /// The local log holds acknowledged writes that the winning line of manifests does not contain.
     #[error(
         "the local log holds {records} records ({bytes} bytes) that were written under generation {generation} and \
-         never published, and another writer has published since: they are kept in {folder}; s3bd recover --discard \
-         gives them up"
+         never published, and {by}: they are kept in {folder}; s3bd recover --rescue-to makes them a volume of its own, \
+         s3bd recover --discard gives them up"
     )]
     Diverged {
         /// Records.
@@ -213,10 +241,36 @@ pub enum VolumeError {
         generation: Generation,
         /// Where the log is.
         folder: String,
+        /// Who published since, in words.
+        by: String,
+    },
+    /// The log has records, and what says which log it is does not exist any more.
+    #[error(
+        "the local log in {folder} holds {records} records, but the file \"log\" in it, without which they cannot be read, \
+         is missing, and so is its copy \"log.copy\": put one of them back if you have it; s3bd recover --discard gives \
+         the records up"
+    )]
+    LogUnknown {
+        /// Records.
+        records: u64,
+        /// Where the log is.
+        folder: String,
+    },
+    /// What this host has seen of the bucket cannot be read.
+    #[error(
+        "{detail}: whether the bucket holds an older state than this host has seen cannot be known \
+         (--accept-rollback goes on without knowing)"
+    )]
+    SeenDamaged {
+        /// What is wrong with the file.
+        detail: String,
     },
     /// The log's own error.
     #[error("write-ahead log: {0}")]
     Log(Arc<wal::WalError>),
+    /// The log is damaged below what was durable.
+    #[error("write-ahead log: {0}")]
+    LogDamaged(Box<LogDamage>),
     /// A log record opens to something that makes no sense.
     #[error("write-ahead log: the record at {lsn} of kind {kind} is damaged: {detail}")]
     LogRecord {
@@ -293,12 +347,18 @@ impl VolumeError {
             | Self::Lost { .. }
             | Self::NoManifest { .. }
             | Self::NoSlot { .. }
+            | Self::NoBase { .. }
             | Self::RolledBack { .. }
+            | Self::SeenDamaged { .. }
+            | Self::LogUnknown { .. }
             | Self::Log(_)
+            | Self::LogDamaged(_)
             | Self::LogRecord { .. } => Kind::Corrupt,
-            Self::Fenced { .. } | Self::InUse { .. } | Self::Diverged { .. } => Kind::Fenced,
+            Self::Fenced { .. } | Self::InUse { .. } | Self::Diverged { .. } | Self::MovedOn => Kind::Fenced,
             Self::Local { error, .. } if error.kind() == std::io::ErrorKind::StorageFull => Kind::Full,
             Self::NoVolume
+            | Self::Unfinished
+            | Self::NothingFenced { .. }
             | Self::Exists { .. }
             | Self::WrongSecret { .. }
             | Self::NoFittingSlot { .. }
@@ -323,6 +383,18 @@ impl VolumeError {
         matches!(self, Self::DamagedFrame { .. } | Self::Lost { .. })
     }
 
+    /// Whether a manifest, or what it lists, is damaged or missing: an older one may be whole.
+    #[must_use]
+    pub fn is_of_line(&self) -> bool {
+        match self {
+            Self::NoManifest { .. } | Self::MissingObject { .. } | Self::DamagedFrame { .. } => true,
+            Self::Damaged { name, .. } => {
+                name.starts_with(names::MANIFESTS) || name.starts_with(names::OBJECTS)
+            }
+            _ => false,
+        }
+    }
+
     /// The block device's answer for it.
     #[must_use]
     pub fn device_error(&self) -> DeviceError {
@@ -338,7 +410,7 @@ impl VolumeError {
     #[must_use]
     pub(crate) fn frame(frame: &FrameRef, error: FrameError) -> Self {
         Self::DamagedFrame {
-            name: crate::format::names::object(frame.object.generation, frame.object.sequence),
+            name: names::object(frame.object.generation, frame.object.sequence),
             number: frame.number,
             offset: frame.offset,
             stored_bytes: frame.stored_bytes,

@@ -40,6 +40,10 @@ impl LocalRoot for HostRoot {
         }))
     }
 
+    fn exists(&self, volume: VolumeId) -> io::Result<bool> {
+        self.folder(volume).try_exists()
+    }
+
     fn describe(&self, volume: VolumeId) -> String {
         self.folder(volume).display().to_string()
     }

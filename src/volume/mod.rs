@@ -15,6 +15,7 @@
 //! A damaged range is an error for the requests that touch it. A failed log or a newer claim ends the tenure: every
 //! request fails from then on, and the log keeps what is not published.
 
+pub mod base;
 pub mod bucket;
 pub mod checkpoint;
 pub mod claims;
@@ -38,11 +39,15 @@ pub mod payload;
 pub mod publish;
 pub mod read;
 pub mod readahead;
+pub mod rebuild;
 pub mod record;
+pub mod replay;
+pub mod rescue;
 pub mod settings;
 pub mod slots;
 pub mod state;
 pub mod status;
+mod survey;
 pub mod waiters;
 pub mod walk;
 pub mod write;

@@ -97,7 +97,7 @@ pub(crate) fn a_host_that_was_overtaken_stops_and_keeps_its_log(kind: Kind) {
     second.close();
     host.fail_to_open(&volume, &[]).failed(8, &["the local log holds", "--discard"]);
     host.run("recover", &[&volume]).failed(8, &["the local log holds", "--discard"]);
-    let said = host.run("recover", &[&volume, "--discard"]).done();
+    let said = host.run("recover", &[&volume, "--discard", "--yes"]).done();
     assert!(said.stdout.contains("given up"), "{said:?}");
     let server = host.open(&volume, &[]);
     qemu_io(&server.uri, &["read -P 0 0 1M", "read -P 0x32 2M 1M"]);
@@ -119,7 +119,7 @@ pub(crate) fn an_older_copy_of_the_state_directory_is_refused(kind: Kind) {
     std::fs::remove_dir_all(host.state()).expect("a folder");
     std::fs::rename(&copy, host.state()).expect("a folder");
     host.fail_to_open(&volume, &[]).failed(8, &["the local log holds", "--discard"]);
-    host.run("recover", &[&volume, "--discard"]).done();
+    host.run("recover", &[&volume, "--discard", "--yes"]).done();
     let server = host.open(&volume, &[]);
     qemu_io(&server.uri, &["read -P 0x42 0 1M"]);
     server.close();

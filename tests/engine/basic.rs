@@ -93,7 +93,7 @@ async fn another_host_is_told_who_has_the_volume_and_a_takeover_fences_the_first
     let discard = Agreed { discard: true, ..Agreed::default() };
     let mine = env(std::sync::Arc::new(store.clone()), &here, 11, "here");
     let (again, report) = open_with(mine, small_settings(), discard).await.unwrap();
-    assert_eq!(report.discarded, 1);
+    assert_eq!(report.given_up.records, 1);
     assert_eq!(read(&again, 0, 9).await, b"published");
 }
 

@@ -98,11 +98,27 @@ async fn a_log_whose_identity_was_lost_is_not_cleared_without_a_word() {
     volume.write(0, Bytes::from_static(b"only here"), false).await.unwrap();
     volume.flush().await.unwrap();
     drop(volume);
-    rig.hosts[0].state.remove("log").unwrap();
-    let refused = rig.open(0, Agreed { takeover: true, ..Agreed::default() }).await.unwrap_err();
+    let both = rig.hosts[0].state.snapshot();
+    both.remove("log").unwrap();
+    both.remove("log.copy").unwrap();
+    // One of the two is enough.
+    for lost in ["log", "log.copy"] {
+        let host =
+            Disks { state: rig.hosts[0].state.snapshot(), wal: rig.hosts[0].wal.snapshot(), ..Disks::new() };
+        host.state.remove(lost).unwrap();
+        rig.hosts[1] = host;
+        let (volume, report) = rig.open(1, Agreed::default()).await.unwrap();
+        assert_eq!((report.has_log, report.replayed.records), (true, 1), "{lost}");
+        assert_eq!(volume.read(0, 9).await.unwrap().concat(), b"only here");
+        drop(volume);
+        rig.hosts[0] = rig.hosts[1].clone();
+    }
     // The identity is part of the records' key: what they say is lost with it, but that there are some is not.
-    assert!(matches!(refused, VolumeError::LogRecord { .. }), "{refused}");
-    rig.open(0, WHATEVER).await.unwrap();
+    rig.hosts[0].state.put_back(&both);
+    let refused = rig.open(0, Agreed { takeover: true, ..Agreed::default() }).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::LogUnknown { records: 1.., .. }), "{refused}");
+    let (_, report) = rig.open(0, WHATEVER).await.unwrap();
+    assert!(report.given_up.records > 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -41,6 +41,11 @@ impl Disks {
         Self { state: SimDisk::new(), wal: SimDisk::new(), cache: SimDisk::new() }
     }
 
+    /// A copy of all files as they are, on disks without faults.
+    pub fn snapshot(&self) -> Self {
+        Self { state: self.state.snapshot(), wal: self.wal.snapshot(), cache: self.cache.snapshot() }
+    }
+
     /// What a power cut leaves.
     pub fn crash(&self, seed: u64) -> Self {
         Self {

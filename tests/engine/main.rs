@@ -1,5 +1,6 @@
 //! The engine against simulated disks and stores.
 
+mod bad_days;
 mod basic;
 mod bucket_prefix;
 mod cost;
@@ -12,6 +13,8 @@ mod lessons;
 mod model;
 mod object_table;
 mod oracle;
+mod recovery;
+mod rescue;
 mod rig;
 mod status;
 mod store_faults;

@@ -307,7 +307,7 @@ async fn a_writer_that_slept_through_a_takeover_publishes_nothing_wherever_it_fe
                 assert!(matches!(refused, VolumeError::Diverged { records: 1, bytes: 9, .. }), "{refused}");
                 let (again, report) = first.open(WHATEVER).await.unwrap();
                 assert_eq!(
-                    (report.discarded, again.read(0, 9).await.unwrap().concat()),
+                    (report.given_up.records, again.read(0, 9).await.unwrap().concat()),
                     (1, b"goes on..".to_vec())
                 );
             }

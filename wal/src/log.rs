@@ -136,6 +136,20 @@ impl Log {
         crate::open::open(disk, options, start_at_least)
     }
 
+    /// Like [`Log::open`], for a log that is damaged below what was promised durable: it ends before the
+    /// damage. What is beyond is given up, and its files removed.
+    ///
+    /// # Errors
+    /// As [`Log::open`]; [`WalError::Corrupt`] where nothing joins on to `start_at_least`, so that no prefix
+    /// is left, or where segments contradict each other.
+    pub fn open_cut(
+        disk: Arc<dyn Disk>,
+        options: Options,
+        start_at_least: Lsn,
+    ) -> Result<(Log, Scan), WalError> {
+        crate::open::open_cut(disk, options, start_at_least)
+    }
+
     /// A log without a segment yet to write to, then its first. Used by open only.
     pub(crate) fn begin(
         disk: Arc<dyn Disk>,

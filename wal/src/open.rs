@@ -8,14 +8,15 @@
 //! the pages for clean though the medium
 //! does not have them; (2) a new segment is begun whose header says where the log ends. That header is the
 //! cut: from its name on,
-//! no byte between there and the new segment is read again. (3) Segments without a record are removed. A
+//! no byte between there and the new segment is read again; where a damaged log is cut off, what is beyond the
+//! damage was removed before it. (3) Segments without a record are removed. A
 //! crash at any point leaves a log that scans
 //! to the same records.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    Corruption, Damage, Log, Lsn, Options, Scan, WalError,
+    Damage, Log, Lsn, Options, Scan, WalError,
     disk::Disk,
     format::SegmentHeader,
     log::Live,
@@ -36,8 +37,56 @@ pub(crate) fn open(
 ) -> Result<(Log, Scan), WalError> {
     options.check()?;
     let scan = scan_above(&*disk, start_at_least)?;
-    refuse(&scan, start_at_least)?;
+    if let Some(damage) = scan.lost_above(start_at_least) {
+        return Err(WalError::Corrupt(damage));
+    }
+    begin(disk, options, start_at_least, scan)
+}
+
+/// A damaged log, cut off before the damage.
+pub(crate) fn open_cut(
+    disk: Arc<dyn Disk>,
+    options: Options,
+    start_at_least: Lsn,
+) -> Result<(Log, Scan), WalError> {
+    options.check()?;
+    let mut scan = scan_above(&*disk, start_at_least)?;
+    let Some(damage) = scan.lost_above(start_at_least) else {
+        return begin(disk, options, start_at_least, scan);
+    };
+    if damage.what == Damage::Overlap || scan.start > start_at_least.max(scan.trimmed) {
+        return Err(WalError::Corrupt(damage));
+    }
     let first = first_lsn(&scan, start_at_least, options.segment_bytes)?;
+    // The newest first: what a crash leaves of them is never taken for a log that goes on.
+    while let Some(last) = scan.found.pop_if(|last| is_beyond(last, damage.lsn)) {
+        remove_all(&*disk, &[last.name])?;
+    }
+    begin_at(disk, options, start_at_least, scan, first)
+}
+
+/// Whether a segment holds nothing from before the damage.
+fn is_beyond(found: &Found, damaged: Lsn) -> bool {
+    found.first > damaged || (found.first == damaged && found.segment.is_err())
+}
+
+fn begin(
+    disk: Arc<dyn Disk>,
+    options: Options,
+    start_at_least: Lsn,
+    scan: Scan,
+) -> Result<(Log, Scan), WalError> {
+    let first = first_lsn(&scan, start_at_least, options.segment_bytes)?;
+    begin_at(disk, options, start_at_least, scan, first)
+}
+
+fn begin_at(
+    disk: Arc<dyn Disk>,
+    options: Options,
+    start_at_least: Lsn,
+    scan: Scan,
+    first: Lsn,
+) -> Result<(Log, Scan), WalError> {
     harden(&*disk, &scan)?;
     remove_spares(&*disk)?;
     let (older, empty) = sort(&scan);
@@ -51,27 +100,6 @@ pub(crate) fn open(
     let log = Log::begin(Arc::clone(&disk), options, older, header, scan.runs.clone())?;
     remove_all(&*disk, &empty)?;
     Ok((log, scan))
-}
-
-/// Refuses a log in which something is lost.
-fn refuse(scan: &Scan, start_at_least: Lsn) -> Result<(), WalError> {
-    if let Some(damage) = scan.damage.as_ref().filter(|damage| damage.lost) {
-        return Err(WalError::Corrupt(damage.clone()));
-    }
-    let floor = start_at_least.max(scan.trimmed);
-    if scan.start <= floor {
-        return Ok(());
-    }
-    let segment = scan.found.first().map(|found| found.name.clone()).unwrap_or_default();
-    Err(WalError::Corrupt(Corruption {
-        lsn: floor,
-        resumes: Some(scan.start),
-        durable: scan.durable,
-        segment,
-        offset: 0,
-        what: Damage::Missing,
-        lost: true,
-    }))
 }
 
 /// Makes what was found durable.

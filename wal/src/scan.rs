@@ -64,6 +64,53 @@ impl Scan {
     pub fn records(&self, from: Lsn) -> Records {
         Records::new(&self.runs, from)
     }
+
+    /// Valid records beyond the damage that ended the log. They are no part of it, since what is between is
+    /// lost; they are here to be named.
+    ///
+    /// # Errors
+    /// [`WalError::Io`] if a file cannot be read.
+    pub fn beyond(&self) -> Result<Records, WalError> {
+        let mut runs = Vec::new();
+        let segments: Vec<&Arc<Segment>> = self
+            .found
+            .iter()
+            .filter_map(|found| found.segment.as_ref().ok().map(|(segment, _)| segment))
+            .collect();
+        for (index, segment) in segments.iter().enumerate() {
+            let header = &segment.header;
+            let limit = segments.get(index + 1).map_or(header.range_end(), |next| next.header.previous_end);
+            let limit = limit.min(header.range_end());
+            let from = self.reached.max(header.data_start());
+            if from < limit {
+                let found = valid_records(segment, from, limit);
+                runs.extend(found.map_err(WalError::io("read", &segment.name))?);
+            }
+        }
+        Ok(Records::new(&runs, self.reached))
+    }
+
+    /// The damage for which [`crate::Log::open`] refuses the log, given that everything below `floor` is
+    /// elsewhere.
+    #[must_use]
+    pub fn lost_above(&self, floor: Lsn) -> Option<Corruption> {
+        if let Some(damage) = self.damage.as_ref().filter(|damage| damage.lost) {
+            return Some(damage.clone());
+        }
+        let floor = floor.max(self.trimmed);
+        if self.start <= floor {
+            return None;
+        }
+        Some(Corruption {
+            lsn: floor,
+            resumes: Some(self.start),
+            durable: self.durable,
+            segment: self.found.first().map(|found| found.name.clone()).unwrap_or_default(),
+            offset: 0,
+            what: Damage::Missing,
+            lost: true,
+        })
+    }
 }
 
 /// Finds out what the log in this folder holds. Changes nothing; damage is reported, not an error.
@@ -311,6 +358,25 @@ impl Walk {
     fn finish(mut self) -> Scan {
         self.scan.end = self.scan.reached.max(self.scan.start);
         self.scan
+    }
+}
+
+/// Every valid record between two positions of a segment, whatever is between them.
+fn valid_records(segment: &Arc<Segment>, from: Lsn, limit: Lsn) -> io::Result<Vec<Run>> {
+    let mut window = Window::new(Arc::clone(segment));
+    let mut runs = Vec::new();
+    let mut at = from;
+    loop {
+        let end = window.record(at, limit)?.ok().map(|seen| seen.header.end());
+        if let Some(end) = end {
+            runs.push(Run { segment: Arc::clone(segment), from: at, to: end });
+            at = end;
+        } else {
+            match window.search(at, limit)? {
+                Some(next) => at = next.lsn,
+                None => return Ok(runs),
+            }
+        }
     }
 }
 

@@ -1,0 +1,228 @@
+//! What the log of this host holds above a manifest: counted, or laid onto a layer.
+
+use std::{fmt, sync::Arc};
+
+use wal::Lsn;
+
+use super::{
+    bucket::Bucket,
+    env::Local,
+    error::VolumeError,
+    layer::{Content, Layer, Piece},
+    log::Opener,
+    payload::PayloadMemory,
+    record::{self, LogRecord},
+};
+use crate::format::{ids::LogId, index::Run, manifest::Manifest};
+
+/// Writes and zeroes found in the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replayed {
+    /// Their number.
+    pub records: u64,
+    /// Bytes that they write or zero.
+    pub bytes: u64,
+    /// When the first and the last were written, milliseconds since 1970.
+    pub times_ms: Option<(u64, u64)>,
+    /// What was cut off at the log's end, which nobody was promised: bytes, and why.
+    pub torn: Option<(u64, String)>,
+}
+
+impl Replayed {
+    pub(super) fn add(&mut self, bytes: u64, time_ms: u64) {
+        self.records += 1;
+        self.bytes += bytes;
+        let first = self.times_ms.map_or(time_ms, |times| times.0);
+        self.times_ms = Some((first, time_ms));
+    }
+
+    /// Notes what a scan found torn.
+    pub(super) fn note_torn(&mut self, scan: &wal::Scan) {
+        self.torn = scan.torn.map(|torn| (torn.bytes_discarded, torn.why.to_string()));
+    }
+}
+
+/// A log that is damaged, and what can be known of it.
+#[derive(Clone, Debug)]
+pub struct LogDamage {
+    /// Where, and what.
+    pub corruption: wal::Corruption,
+    /// What is whole before the damage, and joins on to the manifest.
+    pub before: Replayed,
+    /// Whether anything joins on: else the log begins above the manifest's end.
+    pub joins: bool,
+    /// What can be read beyond the damage, and is no use without what is between.
+    pub beyond: Replayed,
+    /// Blocks that those records touch, ascending.
+    pub blocks: Vec<Run>,
+}
+
+/// Ranges of blocks named in an error.
+const RANGES_MAX: usize = 8;
+
+impl fmt::Display for LogDamage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { corruption, before, joins, beyond, blocks } = self;
+        write!(f, "{corruption}; ")?;
+        if *joins {
+            write!(f, "before the damage {} writes ({} bytes) are whole", before.records, before.bytes)?;
+        } else {
+            write!(f, "no write joins on to the newest epoch")?;
+        }
+        if beyond.records > 0 {
+            write!(f, "; beyond it {} can be read ({} bytes), of blocks ", beyond.records, beyond.bytes)?;
+            for (number, run) in blocks.iter().take(RANGES_MAX).enumerate() {
+                let comma = if number > 0 { ", " } else { "" };
+                write!(f, "{comma}{} to {}", run.block, run.block + (run.count - 1))?;
+            }
+            if blocks.len() > RANGES_MAX {
+                write!(f, " and {} more ranges", blocks.len() - RANGES_MAX)?;
+            }
+        }
+        write!(f, "; which blocks the lost ones wrote cannot be known; ")?;
+        match joins {
+            true => write!(f, "s3bd recover goes on with what is before the damage, and gives up the rest"),
+            false => write!(f, "s3bd recover --discard gives the log up"),
+        }
+    }
+}
+
+/// What is wrong with the log above the manifest's end; `None` where it can be replayed.
+pub(super) fn find_damage(
+    bucket: &Bucket,
+    local: &Local,
+    log: LogId,
+    newest: &Manifest,
+) -> Result<Option<LogDamage>, VolumeError> {
+    let floor = Lsn(newest.log.lsn);
+    let scan = wal::scan_above(&*local.wal, floor)?;
+    let Some(corruption) = scan.lost_above(floor) else { return Ok(None) };
+    let joins = scan.start <= floor.max(scan.trimmed);
+    let mut found = LogDamage {
+        corruption,
+        before: Replayed::default(),
+        joins,
+        beyond: Replayed::default(),
+        blocks: Vec::new(),
+    };
+    let opener = Opener::new(Arc::clone(&bucket.keys), log);
+    let touched = |record: wal::Record| -> Option<(u64, u64, u64)> {
+        let plain = opener.open(&record).ok()?;
+        match record::decode(record.lsn, record.kind, plain, newest.size_bytes).ok()? {
+            LogRecord::Write { offset, time_ms, data } => Some((offset, data.len() as u64, time_ms)),
+            LogRecord::Zero { offset, time_ms, length } => Some((offset, length, time_ms)),
+            LogRecord::Published { .. } | LogRecord::Closed => None,
+        }
+    };
+    if joins {
+        let before = scan.records(floor).map_while(Result::ok).filter_map(touched);
+        before.for_each(|(_, bytes, time)| found.before.add(bytes, time));
+    }
+    let beyond = if joins { scan.beyond()? } else { scan.records(floor) };
+    let block_bytes = u64::from(bucket.block_bytes());
+    for (offset, bytes, time) in beyond.map_while(Result::ok).filter_map(touched) {
+        found.beyond.add(bytes, time);
+        let first = offset / block_bytes;
+        found.blocks.push(Run { block: first, count: (offset + bytes).div_ceil(block_bytes) - first });
+    }
+    found.blocks = merge(found.blocks);
+    Ok(Some(found))
+}
+
+/// Runs in order, those that touch or overlap made one.
+fn merge(mut runs: Vec<Run>) -> Vec<Run> {
+    runs.sort_unstable_by_key(|run| run.block);
+    let mut merged: Vec<Run> = Vec::new();
+    for run in runs {
+        match merged.last_mut() {
+            Some(last) if run.block <= last.block + last.count => {
+                last.count = last.count.max(run.block + run.count - last.block);
+            }
+            _ => merged.push(run),
+        }
+    }
+    merged
+}
+
+/// What the log holds above `from`, or above what its own records call published.
+pub(super) fn count_above(
+    bucket: &Bucket,
+    local: &Local,
+    log: LogId,
+    from: Option<Lsn>,
+    size_bytes: u64,
+) -> Result<Replayed, VolumeError> {
+    let scan = wal::scan(&*local.wal)?;
+    let opener = Opener::new(Arc::clone(&bucket.keys), log);
+    let mut published = from.unwrap_or(Lsn(0));
+    let mut above: Vec<(Lsn, u64, u64)> = Vec::new();
+    for found in scan.records(published) {
+        let found = found.map_err(VolumeError::local("write-ahead log"))?;
+        let lsn = found.lsn;
+        match record::decode(lsn, found.kind, opener.open(&found)?, size_bytes)? {
+            LogRecord::Write { data, time_ms, .. } => above.push((lsn, data.len() as u64, time_ms)),
+            LogRecord::Zero { length, time_ms, .. } => above.push((lsn, length, time_ms)),
+            LogRecord::Published { lsn, .. } => published = published.max(lsn),
+            LogRecord::Closed => {}
+        }
+    }
+    let mut counted = Replayed::default();
+    above
+        .iter()
+        .filter(|(lsn, ..)| *lsn >= published)
+        .for_each(|(_, bytes, time)| counted.add(*bytes, *time));
+    Ok(counted)
+}
+
+/// Lays the log's records onto a layer.
+pub(super) struct Replay<'a> {
+    opener: Opener,
+    payloads: &'a PayloadMemory,
+    size_bytes: u64,
+    pub(super) layer: Layer,
+    pub(super) found: Replayed,
+    /// End of the last record in the layer: what the log notes after it is never published itself, so nobody may wait
+    /// for that.
+    pub(super) end: Lsn,
+}
+
+impl<'a> Replay<'a> {
+    pub(super) fn new(
+        bucket: &Bucket,
+        log: LogId,
+        payloads: &'a PayloadMemory,
+        newest: &Manifest,
+        start: Lsn,
+    ) -> Self {
+        let opener = Opener::new(Arc::clone(&bucket.keys), log);
+        let (layer, found) = (Layer::default(), Replayed::default());
+        Self { opener, payloads, size_bytes: newest.size_bytes, layer, found, end: start }
+    }
+
+    pub(super) fn run(&mut self, records: wal::Records) -> Result<(), VolumeError> {
+        for found in records {
+            let found = found.map_err(VolumeError::local("write-ahead log"))?;
+            let plain = self.opener.open(&found)?;
+            match record::decode(found.lsn, found.kind, plain, self.size_bytes)? {
+                LogRecord::Write { offset, time_ms, data } => {
+                    self.end = found.end;
+                    let end = offset + data.len() as u64;
+                    let payload = self.payloads.payload(found.lsn, found.end, Some(data));
+                    self.payloads.trim(found.end);
+                    self.lay(Piece { start: offset, end, content: Content::Data(payload, 0) }, time_ms);
+                }
+                LogRecord::Zero { offset, time_ms, length } => {
+                    self.end = found.end;
+                    self.lay(Piece { start: offset, end: offset + length, content: Content::Zero }, time_ms);
+                }
+                LogRecord::Published { .. } | LogRecord::Closed => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn lay(&mut self, piece: Piece, time_ms: u64) {
+        self.found.add(piece.end - piece.start, time_ms);
+        self.layer.insert(piece);
+    }
+}

@@ -1,0 +1,217 @@
+//! Making a volume of its own of what a fenced host's log holds: the epoch it was built on, copied in full, and the log on
+//! top.
+//!
+//! # Crash consistency
+//! The new volume's header has another name until all is done, so that until then there is no volume of that name. What
+//! was copied stays, and the next attempt writes it again: first the same base, then the same records in the same order,
+//! so the end is the same.
+//!
+//! # Not handled
+//! Damage in the base epoch: nothing is copied around it, since a copy has no way to say that a range is lost.
+
+use std::{ops::Range, sync::Arc};
+
+use futures::stream::{StreamExt, TryStreamExt};
+use wal::Lsn;
+
+use super::{
+    Volume,
+    bucket::{Bucket, Published},
+    core::Core,
+    env::Env,
+    error::VolumeError,
+    init::{NewVolume, init},
+    log::Opener,
+    open::{Agreed, open, open_local, read_only_at},
+    read::At,
+    record::{self, LogRecord},
+    replay::{Replayed, find_damage},
+    settings::Settings,
+    state::Source,
+    survey::{Fenced, fenced_log},
+};
+use crate::{
+    format::{names, slot::Argon2},
+    seal::slot::Secret,
+    store::{PutMode, renamed::Renamed},
+};
+
+/// Bytes copied in one go, and how many of them at once: 16 MiB in memory, and requests enough to fill a link.
+const PIECE_BYTES: u64 = 1 << 20;
+const PIECES_MAX: usize = 16;
+/// The map is asked for this many bytes at once.
+const WINDOW_BYTES: u64 = 1 << 36;
+
+/// The new volume.
+pub struct Destination<'a> {
+    /// Its environment: its part of a bucket.
+    pub env: Env,
+    /// What unlocks it.
+    pub secret: &'a Secret,
+    /// Cost of a password's derivation.
+    pub cost: Argon2,
+    /// How it is written.
+    pub settings: Settings,
+}
+
+/// What became a volume.
+#[derive(Clone, Debug)]
+pub struct Rescued {
+    /// The epoch it begins with.
+    pub base: Published,
+    /// Bytes copied from that.
+    pub copied_bytes: u64,
+    /// What came on top, from the log.
+    pub replayed: Replayed,
+}
+
+/// Copies what the log of this host holds, and the epoch below it, into a new volume. `advance` is told the bytes done.
+/// Changes nothing in the old volume or in its log.
+///
+/// # Errors
+/// `Exists` where there is a finished volume of that name; `NothingFenced` where the log holds nothing of its own line;
+/// `NoBase` where the epoch below it is gone.
+pub async fn rescue(
+    env: &Env,
+    bucket: &Bucket,
+    destination: Destination<'_>,
+    advance: impl Fn(u64),
+) -> Result<Rescued, VolumeError> {
+    let local = open_local(env, bucket)?;
+    let Fenced { identity, base } = fenced_log(env, bucket, &local).await?;
+    if let Some(damage) = find_damage(bucket, &local, identity.log, &base.manifest)? {
+        return Err(VolumeError::LogDamaged(Box::new(damage)));
+    }
+    let source = read_only_at(env.clone(), bucket.clone(), destination.settings.clone(), &base, None).await?;
+    let (store, secret) = (Arc::clone(&destination.env.store), destination.secret);
+    let target = open_destination(&destination, bucket, &base).await?;
+    let copied_bytes = copy(source.core(), target.core(), &advance).await?;
+    let floor = Lsn(base.manifest.log.lsn);
+    let scan = wal::scan_above(&*local.wal, floor)?;
+    let opener = Opener::new(Arc::clone(&bucket.keys), identity.log);
+    let mut replayed = Replayed::default();
+    for found in scan.records(floor) {
+        let found = found.map_err(VolumeError::local("write-ahead log"))?;
+        let plain = opener.open(&found)?;
+        match record::decode(found.lsn, found.kind, plain, base.manifest.size_bytes)? {
+            LogRecord::Write { offset, time_ms, data } => {
+                replayed.add(data.len() as u64, time_ms);
+                target.core().write(offset, data).await?;
+            }
+            LogRecord::Zero { offset, time_ms, length } => {
+                replayed.add(length, time_ms);
+                target.core().zero(offset, length).await?;
+            }
+            LogRecord::Published { .. } | LogRecord::Closed => {}
+        }
+        advance(copied_bytes + replayed.bytes);
+    }
+    target.close().await?;
+    drop(target);
+    finish(&*store).await?;
+    // It opens like any other from now on.
+    Bucket::unlock(store, secret).await?;
+    Ok(Rescued { base, copied_bytes, replayed })
+}
+
+/// The new volume under its provisional header: made now, or by an attempt that did not come to its end.
+async fn open_destination(
+    destination: &Destination<'_>,
+    bucket: &Bucket,
+    base: &Published,
+) -> Result<Volume, VolumeError> {
+    match Bucket::header(&*destination.env.store).await {
+        Ok((header, _)) => {
+            return Err(VolumeError::Exists { created: super::format_time(header.created_ms) });
+        }
+        Err(VolumeError::NoVolume | VolumeError::Unfinished) => {}
+        Err(error) => return Err(error),
+    }
+    let mut env = destination.env.clone();
+    env.store = Arc::new(Renamed::new(env.store, names::HEADER, names::HEADER_UNFINISHED));
+    let (size_bytes, block_bytes) = (base.manifest.size_bytes, bucket.block_bytes());
+    let made = match Bucket::header(&*env.store).await {
+        Ok(_) => Bucket::unlock(Arc::clone(&env.store), destination.secret).await?,
+        Err(VolumeError::NoVolume) => {
+            let compression = bucket.header.compression;
+            let new = NewVolume {
+                size_bytes,
+                block_bytes,
+                compression,
+                secret: destination.secret,
+                cost: destination.cost,
+            };
+            init(&env, &new).await?
+        }
+        Err(error) => return Err(error),
+    };
+    if made.newest_manifest().await?.manifest.size_bytes != size_bytes || made.block_bytes() != block_bytes {
+        let text = "an unfinished rescue of another volume is here: choose another name";
+        return Err(VolumeError::Invalid(text.to_owned()));
+    }
+    let agreed = Agreed { takeover: true, rollback: true, discard: true };
+    Ok(open(env, made, destination.settings.clone(), agreed).await?.0)
+}
+
+/// Gives the header its name.
+async fn finish(store: &dyn crate::store::Store) -> Result<(), VolumeError> {
+    let header = store.get(names::HEADER_UNFINISHED, crate::store::Range::Full).await?;
+    store.put(names::HEADER, &[header.bytes], PutMode::Create).await?;
+    store.delete(&[names::HEADER_UNFINISHED.to_owned()]).await?;
+    Ok(())
+}
+
+/// Copies what is mapped, never holes. Bytes copied.
+async fn copy(from: &Core, to: &Core, advance: &impl Fn(u64)) -> Result<u64, VolumeError> {
+    let size = from.state().size_bytes;
+    let mut copied = 0;
+    let mut start = 0;
+    while start < size {
+        let window = start..size.min(start.saturating_add(WINDOW_BYTES));
+        start = window.end;
+        let segments = from.segments(window, At::Newest).await?;
+        let mapped = segments.into_iter().filter(|segment| !matches!(segment.source, Source::Zero));
+        let pieces = pieces(mapped.map(|segment| segment.range));
+        let copies = pieces.into_iter().map(|piece| async move {
+            let length = piece.end - piece.start;
+            let data = from.read_flat(piece.clone(), At::Newest).await?;
+            to.write(piece.start, data.freeze()).await?;
+            Ok::<u64, VolumeError>(length)
+        });
+        let mut copies = futures::stream::iter(copies).buffer_unordered(PIECES_MAX);
+        while let Some(length) = copies.try_next().await? {
+            copied += length;
+            advance(copied);
+        }
+    }
+    Ok(copied)
+}
+
+/// Neighbours together, in pieces of a bounded length.
+fn pieces(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut pieces: Vec<Range<u64>> = Vec::new();
+    for mut range in ranges {
+        if let Some(last) = pieces.last_mut().filter(|last| last.end == range.start) {
+            last.end = range.end.min(last.start + PIECE_BYTES);
+            range.start = last.end;
+        }
+        while range.start < range.end {
+            let end = range.end.min(range.start + PIECE_BYTES);
+            pieces.push(range.start..end);
+            range.start = end;
+        }
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_cover_what_is_mapped_and_are_bounded() {
+        let mib = 1 << 20;
+        let cut = pieces([0..100, 100..3 * mib, 4 * mib..4 * mib + 5].into_iter());
+        assert_eq!(cut, [0..mib, mib..2 * mib, 2 * mib..3 * mib, 4 * mib..4 * mib + 5]);
+    }
+}

@@ -1,0 +1,351 @@
+//! Looking before claiming: may this host have the volume, and what becomes of its log?
+
+use wal::Lsn;
+
+use super::{
+    base::Base,
+    bucket::{Bucket, Published},
+    claims::{self, Looked, Tenure},
+    env::{Env, Local, random_bytes},
+    error::{Kind, VolumeError},
+    local,
+    open::Agreed,
+    replay::{Replayed, count_above, find_damage},
+};
+use crate::format::{
+    claim::Writer,
+    envelope::Content,
+    ids::{Generation, LogId},
+    local::{LOG, LOG_COPY, LogIdentity, SEEN, Seen, TENURES_MAX},
+    manifest::Manifest,
+};
+
+/// Manifests read, from the newest back, to find where this host's log left the line.
+const CHAIN_MAX: usize = 64;
+
+/// How the log of this host relates to the newest manifest.
+#[derive(Debug)]
+pub(super) struct LogPlan {
+    pub(super) identity: LogIdentity,
+    /// Whether the newest manifest was published from this log.
+    pub(super) belongs: bool,
+    /// What it holds of a lost line, and the caller gave up.
+    pub(super) given_up: Replayed,
+}
+
+/// What was found before claiming.
+#[derive(Debug)]
+pub(super) struct Survey {
+    pub(super) newest: Published,
+    pub(super) plan: LogPlan,
+    pub(super) was_clean: bool,
+    /// The highest claim.
+    claimed: Option<Generation>,
+    /// The highest tenure of which anything is in the bucket.
+    floor: Generation,
+}
+
+/// Looks, and claims if nobody else did since: a host that opened the volume meanwhile is found in use, not fenced.
+pub(super) async fn survey_and_claim(
+    env: &Env,
+    bucket: &Bucket,
+    local: &Local,
+    agreed: Agreed,
+    base: Option<&Base>,
+) -> Result<(Survey, Tenure), VolumeError> {
+    loop {
+        let surveyed = survey(env, bucket, Some(local), agreed, base).await?;
+        begin_log(env, bucket, local, &surveyed.plan)?;
+        let Survey { newest, plan, claimed, floor, .. } = &surveyed;
+        let looked = Looked { from: newest.name(), claimed: *claimed, floor: *floor };
+        if let Some(tenure) = claims::claim(bucket, env, plan.identity.log, looked).await? {
+            return Ok((surveyed, tenure));
+        }
+    }
+}
+
+/// Looks before claiming. `local` is none where this host has no folders of the volume.
+pub(super) async fn survey(
+    env: &Env,
+    bucket: &Bucket,
+    local: Option<&Local>,
+    agreed: Agreed,
+    base: Option<&Base>,
+) -> Result<Survey, VolumeError> {
+    let newest = load_base(bucket, base).await?;
+    // Who goes on from another base was told what that gives up.
+    if let Some(local) = local.filter(|_| base.is_none()) {
+        check_seen(bucket, local, &newest, agreed)?;
+    }
+    let plan = plan_log(env, bucket, local, &newest, agreed).await?;
+    let claims = bucket.list_claims(None).await?;
+    let was_clean = check_in_use(bucket, &newest, claims.last().copied(), &plan.identity, agreed).await?;
+    let floor = base.map_or(newest.link.generation, |base| base.floor);
+    Ok(Survey { newest, plan, was_clean, claimed: claims.last().map(|claim| claim.0), floor })
+}
+
+/// What the volume is opened on: the newest manifest, unless another was chosen.
+pub(super) async fn load_base(bucket: &Bucket, base: Option<&Base>) -> Result<Published, VolumeError> {
+    match base {
+        Some(base) => base.load(bucket).await,
+        None => bucket.newest_manifest().await,
+    }
+}
+
+/// Compares the newest manifest with the newest that this host has seen.
+fn check_seen(bucket: &Bucket, local: &Local, newest: &Published, agreed: Agreed) -> Result<(), VolumeError> {
+    if agreed.rollback {
+        return Ok(());
+    }
+    let seen = match local::load::<Seen>(&*local.state, &bucket.keys, Content::Seen, SEEN) {
+        Ok(Some(seen)) => seen,
+        Ok(None) => return Ok(()),
+        Err(error @ VolumeError::Damaged { .. }) => {
+            return Err(VolumeError::SeenDamaged { detail: error.to_string() });
+        }
+        Err(error) => return Err(error),
+    };
+    let found = newest.name();
+    let same = found == (seen.generation, seen.epoch);
+    if found > (seen.generation, seen.epoch) || (same && newest.link.digest == seen.digest) {
+        return Ok(());
+    }
+    Err(VolumeError::RolledBack {
+        found: found.1,
+        found_generation: found.0,
+        seen: seen.epoch,
+        seen_generation: seen.generation,
+    })
+}
+
+/// Whether the last tenure was closed; an error where it is another host's and not closed.
+async fn check_in_use(
+    bucket: &Bucket,
+    newest: &Published,
+    claimed: Option<(Generation, u64)>,
+    identity: &LogIdentity,
+    agreed: Agreed,
+) -> Result<bool, VolumeError> {
+    let manifest = &newest.manifest;
+    let Some((generation, nonce)) = claimed else { return Ok(true) };
+    if manifest.closed && generation <= manifest.generation {
+        return Ok(true);
+    }
+    if agreed.takeover || identity.tenures.contains(&(generation, nonce)) {
+        return Ok(false);
+    }
+    let (host, pid, since) = match bucket.load_claim(generation, nonce).await {
+        // The claim of an opening on this host that ended before it noted its tenure.
+        Ok(claim) if claim.log == identity.log => return Ok(false),
+        Ok(claim) => (claim.writer.host, claim.writer.pid, super::format_time(claim.time_ms)),
+        Err(error) if error.kind() == Kind::Corrupt => {
+            tracing::warn!(%error, "the newest claim cannot be read");
+            ("another host".to_owned(), 0, "an unknown time".to_owned())
+        }
+        Err(error) => return Err(error),
+    };
+    Err(VolumeError::InUse { host, pid, since })
+}
+
+/// Finds out whether the newest manifest was published from this host's log; if not, whether the log holds anything that
+/// the line of that manifest does not.
+pub(super) async fn plan_log(
+    env: &Env,
+    bucket: &Bucket,
+    local: Option<&Local>,
+    newest: &Published,
+    agreed: Agreed,
+) -> Result<LogPlan, VolumeError> {
+    let fresh = |tenures| LogIdentity { log: LogId(random_bytes(&*env.random)), tenures };
+    let new_log = |identity, given_up| LogPlan { identity, belongs: false, given_up };
+    let Some(local) = local else { return Ok(new_log(fresh(Vec::new()), Replayed::default())) };
+    let folder = || env.local.describe(bucket.header.volume);
+    let Some(identity) = load_identity(bucket, local, agreed)? else {
+        // Without an identity there is no log yet. But where one was lost, records are not given up without a word.
+        let records = wal::scan(&*local.wal)?.records;
+        if records > 0 && !agreed.discard {
+            return Err(VolumeError::LogUnknown { records, folder: folder() });
+        }
+        return Ok(new_log(fresh(Vec::new()), Replayed { records, ..Replayed::default() }));
+    };
+    if is_of(&newest.manifest, &identity) {
+        // What cannot be replayed may be given up as well; what can never is.
+        let damage =
+            if agreed.discard { find_damage(bucket, local, identity.log, &newest.manifest)? } else { None };
+        return Ok(match damage.filter(|damage| !damage.joins) {
+            Some(damage) => new_log(fresh(identity.tenures), damage.beyond),
+            None => LogPlan { identity, belongs: true, given_up: Replayed::default() },
+        });
+    }
+    let left = left_line_at(bucket, newest, &identity).await?;
+    let left_at = left.map(|left| Lsn(left.manifest.log.lsn));
+    let lost = match count_above(bucket, local, identity.log, left_at, newest.manifest.size_bytes) {
+        Err(error) if agreed.discard => {
+            tracing::warn!(%error, "the log cannot be read, and is given up");
+            Replayed::default()
+        }
+        lost => lost?,
+    };
+    if lost.records > 0 && !agreed.discard {
+        let generation = identity.tenures.last().map_or(Generation(0), |tenure| tenure.0);
+        return Err(VolumeError::Diverged {
+            records: lost.records,
+            bytes: lost.bytes,
+            generation,
+            folder: folder(),
+            by: overtaker(&newest.manifest, &identity, &env.host),
+        });
+    }
+    // Nothing was ever written under a log without tenures. Another one's are kept: claims of this host stay its own.
+    let identity = if identity.tenures.is_empty() { identity } else { fresh(identity.tenures) };
+    Ok(new_log(identity, lost))
+}
+
+/// Who published what a log's line lost to, in words. The same host under the same log: then what is here is older than
+/// what that host went on with.
+fn overtaker(newest: &Manifest, identity: &LogIdentity, host: &str) -> String {
+    let Writer { host: writer, .. } = &newest.writer;
+    if writer == host && newest.log.log == identity.log {
+        format!(
+            "this host itself has published since, up to epoch {}, so this looks like an older copy of its state \
+             directory",
+            newest.epoch
+        )
+    } else {
+        format!("another writer ({writer}) has published since, up to epoch {}", newest.epoch)
+    }
+}
+
+/// The identity of the log, or its copy where it is lost or damaged.
+fn load_identity(bucket: &Bucket, local: &Local, agreed: Agreed) -> Result<Option<LogIdentity>, VolumeError> {
+    let load = |name| local::load(&*local.state, &bucket.keys, Content::LogIdentity, name);
+    let first = load(LOG);
+    if let Ok(Some(_)) = first {
+        return first;
+    }
+    match (first, load(LOG_COPY)) {
+        (first, Ok(Some(copy))) => {
+            let detail = first.err().map_or("it is missing".to_owned(), |error| error.to_string());
+            tracing::warn!(%detail, "the file \"log\" in the state directory cannot be used: its copy is");
+            Ok(Some(copy))
+        }
+        (Err(error), _) | (_, Err(error)) if agreed.discard => {
+            tracing::warn!(%error, "which log this is cannot be known, and it is given up");
+            Ok(None)
+        }
+        (first, copy) => first.and(copy),
+    }
+}
+
+fn is_of(manifest: &Manifest, identity: &LogIdentity) -> bool {
+    manifest.log.log == identity.log && identity.tenures.contains(&(manifest.generation, manifest.nonce))
+}
+
+/// The newest manifest in the winning line that came from this log.
+async fn left_line_at(
+    bucket: &Bucket,
+    newest: &Published,
+    identity: &LogIdentity,
+) -> Result<Option<Published>, VolumeError> {
+    if identity.tenures.is_empty() {
+        return Ok(None);
+    }
+    let mut parent = newest.manifest.parent;
+    for _ in 0..CHAIN_MAX {
+        let Some(link) = parent else { return Ok(None) };
+        let older = match bucket.load_manifest(link.generation, link.epoch).await {
+            Ok(Some(older)) => older,
+            Ok(None) => return Ok(None),
+            // What the log says of itself is all there is then.
+            Err(error) if error.kind() == Kind::Corrupt => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if is_of(&older.manifest, identity) {
+            return Ok(Some(older));
+        }
+        parent = older.manifest.parent;
+    }
+    Ok(None)
+}
+
+/// A log whose line lost, and the manifest that both lines have.
+#[derive(Debug)]
+pub(super) struct Fenced {
+    pub(super) identity: LogIdentity,
+    pub(super) base: Published,
+}
+
+/// Finds out where the line of this host's log left the winning one.
+pub(super) async fn fenced_log(env: &Env, bucket: &Bucket, local: &Local) -> Result<Fenced, VolumeError> {
+    let folder = env.local.describe(bucket.header.volume);
+    let newest = bucket.newest_manifest().await?;
+    let identity = load_identity(bucket, local, Agreed::default())?;
+    let Some(identity) = identity.filter(|identity| !is_of(&newest.manifest, identity)) else {
+        return Err(VolumeError::NothingFenced { folder });
+    };
+    let base = left_line_at(bucket, &newest, &identity).await?;
+    let from = base.as_ref().map(|base| Lsn(base.manifest.log.lsn));
+    let held = count_above(bucket, local, identity.log, from, newest.manifest.size_bytes)?;
+    match base {
+        _ if held.records == 0 => Err(VolumeError::NothingFenced { folder }),
+        Some(base) => Ok(Fenced { identity, base }),
+        None => Err(VolumeError::NoBase { folder }),
+    }
+}
+
+/// Clears a log that belongs to no line any more, and gives the folder to the new one. Before the claim, so that the claim
+/// of an opening that dies is known as this host's own.
+pub(super) fn begin_log(
+    env: &Env,
+    bucket: &Bucket,
+    local: &Local,
+    plan: &LogPlan,
+) -> Result<(), VolumeError> {
+    if plan.belongs {
+        return Ok(());
+    }
+    let clear = || {
+        for name in local.wal.list()? {
+            local.wal.remove(&name)?;
+        }
+        local.wal.sync()
+    };
+    // Before the new identity: what an interrupted clearing leaves is then still known to be the old log's.
+    clear().map_err(VolumeError::local("write-ahead log"))?;
+    store_identity(env, bucket, local, &plan.identity)
+}
+
+/// Notes the tenure in the log's identity.
+pub(super) fn note_tenure(
+    env: &Env,
+    bucket: &Bucket,
+    local: &Local,
+    plan: &LogPlan,
+    newest: &Published,
+    tenure: Tenure,
+) -> Result<LogIdentity, VolumeError> {
+    let mut identity = plan.identity.clone();
+    if !identity.tenures.contains(&(tenure.generation, tenure.nonce)) {
+        identity.tenures.push((tenure.generation, tenure.nonce));
+    }
+    // Never the newest manifest's own, however many openings came to nothing since.
+    let surplus = identity.tenures.len().saturating_sub(TENURES_MAX);
+    let old = identity.tenures.iter().take(surplus).take_while(|old| old.0 < newest.link.generation).count();
+    identity.tenures.drain(..old);
+    store_identity(env, bucket, local, &identity)?;
+    Ok(identity)
+}
+
+/// The copy first: it is never older, so nothing is forgotten where the other is lost.
+fn store_identity(
+    env: &Env,
+    bucket: &Bucket,
+    local: &Local,
+    identity: &LogIdentity,
+) -> Result<(), VolumeError> {
+    for name in [LOG_COPY, LOG] {
+        let state = &*local.state;
+        local::store(state, &bucket.keys, &*env.random, Content::LogIdentity, name, identity)?;
+    }
+    Ok(())
+}

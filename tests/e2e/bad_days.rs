@@ -1,0 +1,148 @@
+//! What `open` and `recover` say and do on a bad day. On a directory, whose files can be damaged by hand.
+
+use std::path::PathBuf;
+
+use super::{raw::Raw, stage};
+use crate::support::{
+    fixture::{Kind, files_below},
+    host::{Ended, HANG, Host},
+    run::qemu_io,
+};
+
+/// Files of the volume below this prefix, oldest first.
+fn files(volume: &str, prefix: &str) -> Vec<PathBuf> {
+    let folder = PathBuf::from(volume.strip_prefix("file:").expect("a directory")).join(prefix);
+    let mut files: Vec<_> =
+        std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()).collect();
+    files.sort();
+    files
+}
+
+fn damage(file: &PathBuf) {
+    let mut bytes = std::fs::read(file).expect("a file");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(file, bytes).expect("a file");
+}
+
+/// It said what it would do, and wanted a word for it.
+fn asked(ended: &Ended, code: i32, text: &str) {
+    assert_eq!(ended.code, Some(code), "{ended:?}");
+    assert!(ended.stderr.contains("--yes"), "{ended:?}");
+    assert!(ended.stdout.contains(text) || ended.stderr.contains(text), "{ended:?}");
+}
+
+pub(crate) fn recover_falls_back_to_the_newest_whole_epoch_and_asks(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    host.init(&volume, "64M");
+    let server = host.open(&volume, &[]);
+    qemu_io(&server.uri, &["write -P 0x51 0 4M", "flush"]);
+    server.close();
+    let newest = files(&volume, "manifests").pop().expect("a manifest");
+    damage(&newest);
+    let bucket = fixture.contents();
+    host.fail_to_open(&volume, &[]).failed(7, &["manifests/", "s3bd recover"]);
+    let said = host.run("recover", &[&volume, "--dry-run"]).done();
+    assert!(said.stdout.contains("is the newest whole one"), "{said:?}");
+    asked(&host.run("recover", &[&volume]), 7, "is the newest whole one");
+    assert!(fixture.contents() == bucket, "a question changed the bucket");
+    host.run("recover", &[&volume, "--yes"]).done();
+    let other = Host::new(&fixture);
+    let server = other.open(&volume, &[]);
+    qemu_io(&server.uri, &["read -P 0x51 0 4M"]);
+    server.close();
+    // Nothing is left to find but the damaged manifest itself.
+    let checked = other.run("fsck", &[&volume]);
+    let name = newest.file_name().expect("a name").to_string_lossy();
+    let mut errors = checked.stdout.lines().filter(|line| line.contains("error: "));
+    assert!(errors.all(|line| line.contains(&*name)), "{checked:?}");
+}
+
+pub(crate) fn recover_scan_rebuilds_a_volume_without_manifests(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    host.init(&volume, "64M");
+    let server = host.open(&volume, &[]);
+    qemu_io(&server.uri, &["write -P 0x52 0 4M", "write -P 0x53 8M 1M", "discard 1M 1M", "flush"]);
+    server.close();
+    let whole = host.run("recover", &[&volume, "--scan"]);
+    assert_eq!(whole.code, Some(2), "there is a whole manifest: {whole:?}");
+    for file in files(&volume, "manifests") {
+        std::fs::remove_file(file).expect("a file");
+    }
+    host.fail_to_open(&volume, &[]).failed(7, &["no usable manifest", "s3bd recover"]);
+    host.run("recover", &[&volume]).failed(7, &["--scan"]);
+    asked(&host.run("recover", &[&volume, "--scan"]), 7, "4.0 MiB of it used");
+    host.run("recover", &[&volume, "--scan", "--yes"]).done();
+    let other = Host::new(&fixture);
+    let server = other.open(&volume, &[]);
+    qemu_io(
+        &server.uri,
+        &["read -P 0x52 0 1M", "read -P 0 1M 1M", "read -P 0x52 2M 2M", "read -P 0x53 8M 1M"],
+    );
+    server.close();
+    let checked = other.run("fsck", &[&volume, "--read-data"]);
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+}
+
+pub(crate) fn what_a_fenced_host_held_becomes_a_volume_of_its_own(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    let new = fixture.location("rescued");
+    host.init(&volume, "64M");
+    let first = host.open(&volume, &["--commit-interval", "1h"]);
+    qemu_io(&first.uri, &["write -P 0x61 0 4M", "flush"]);
+    first.close();
+    host.run("recover", &[&volume, "--rescue-to", &new]).failed(1, &["nothing to rescue"]);
+    let first = host.open(&volume, &["--commit-interval", "1h"]);
+    qemu_io(&first.uri, &["write -P 0x62 1M 1M", "discard 2M 1M", "flush"]);
+    let other = Host::new(&fixture);
+    let second = other.open(&volume, &["--takeover"]);
+    qemu_io(&second.uri, &["read -P 0x61 0 4M", "write -P 0x63 3M 1M", "flush"]);
+    first.signal("TERM");
+    assert_eq!(first.end().code, Some(8));
+    second.close();
+    let (bucket, state) = (fixture.contents(), files_below(&host.state()));
+    let said = host.run("recover", &[&volume, "--rescue-to", &new]).done();
+    assert!(said.stdout.contains("2 writes (2.0 MiB)"), "{said:?}");
+    let unchanged = |(name, bytes): (&String, &bytes::Bytes)| fixture.contents().get(name) == Some(bytes);
+    assert!(bucket.iter().all(unchanged), "the old volume was changed");
+    assert!(state.iter().all(|(name, bytes)| files_below(&host.state()).get(name) == Some(bytes)));
+    host.run("recover", &[&volume, "--rescue-to", &new]).failed(1, &["a volume here already"]);
+    let server = other.open(&new, &[]);
+    qemu_io(
+        &server.uri,
+        &["read -P 0x61 0 1M", "read -P 0x62 1M 1M", "read -P 0 2M 1M", "read -P 0x61 3M 1M"],
+    );
+    server.close();
+    let checked = other.run("fsck", &[&new, "--read-data"]);
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    asked(&host.run("recover", &[&volume, "--discard"]), 8, "give up 2 writes");
+    host.run("recover", &[&volume, "--discard", "--yes"]).done();
+    let server = host.open(&volume, &[]);
+    qemu_io(&server.uri, &["read -P 0x61 0 3M", "read -P 0x63 3M 1M"]);
+    server.close();
+}
+
+/// Nothing is acknowledged after the publish at which it finds out; requests are answered, with errors.
+pub(crate) fn a_fenced_server_answers_every_request_with_an_error(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    host.init(&volume, "64M");
+    let first = host.open(&volume, &["--commit-interval", "1s"]);
+    let mut client = Raw::connect(&first.socket).expect("a server");
+    client.write(0, &[1; 4096]).expect("a write");
+    let other = Host::new(&fixture);
+    let refused = other.fail_to_open(&volume, &[]);
+    refused.failed(5, &["has had this volume open since", "--takeover"]);
+    let second = other.open(&volume, &["--takeover"]);
+    let since = tokio::time::Instant::now();
+    while client.write(0, &[2; 4096]).is_ok() {
+        assert!(since.elapsed() < HANG, "it goes on acknowledging");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    client.write(8192, &[3; 4096]).expect_err("a write after fencing");
+    client.flush().expect_err("a flush after fencing");
+    // Others may have written since: what it would read may be old.
+    client.read(0, 4096).expect_err("a read after fencing");
+    assert!(first.stderr().contains("took this volume over"), "{}", first.stderr());
+    second.close();
+    first.kill();
+}
