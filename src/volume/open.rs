@@ -116,6 +116,9 @@ pub async fn open(
     let floor = if plan.belongs { Lsn(newest.manifest.log.lsn) } else { Lsn(0) };
     let options = wal_options(&settings, tag);
     let (log, scan) = wal::Log::open(Arc::clone(&local.wal), options, floor)?;
+    if plan.belongs {
+        check_reaches_back(&scan, floor)?;
+    }
     let payloads = Arc::new(PayloadMemory::new(settings.unpublished_memory_bytes_max));
     let position = if plan.belongs { floor } else { log.next() };
     let mut replay = Replay::new(&bucket, identity.log, &payloads, &newest.manifest, position);
@@ -173,6 +176,7 @@ pub async fn inspect(env: &Env, bucket: &Bucket, agreed: Agreed) -> Result<OpenR
     if plan.belongs {
         let floor = Lsn(newest.manifest.log.lsn);
         let scan = wal::scan_above(&*local.wal, floor)?;
+        check_reaches_back(&scan, floor)?;
         if let Some(damage) = scan.damage.clone().filter(|damage| damage.lost) {
             return Err(wal::WalError::Corrupt(damage).into());
         }
@@ -230,7 +234,8 @@ fn newest_name(newest: &Published) -> (Generation, Epoch) {
 
 fn wal_options(settings: &Settings, tag: [u8; 32]) -> wal::Options {
     // Sixteen segments: trimming follows publishing closely, and preparing the next costs little.
-    let segment_bytes = (settings.wal_bytes_max / 16).clamp(4 << 20, 64 << 20) & !4095;
+    let segment_bytes =
+        (settings.wal_bytes_max / 16).min(64 << 20).max(settings.wal_segment_bytes_min) & !4095;
     wal::Options { segment_bytes, log_bytes_max: settings.wal_bytes_max, tag }
 }
 
@@ -332,7 +337,10 @@ async fn plan_log(
     let fresh = |tenures| LogIdentity { log: LogId(random_bytes(&*env.random)), tenures };
     // Without an identity there is no log yet. But where one was lost, records are not given up without a word.
     let identity = identity.unwrap_or_else(|| fresh(Vec::new()));
-    if is_of(&newest.manifest, &identity) {
+    // Of an older copy of the bucket, what comes next may be gone from the log: then the log continues another line.
+    let reaches_back = |floor| Ok::<_, VolumeError>(wal::scan_above(&*local.wal, floor)?.start <= floor);
+    if is_of(&newest.manifest, &identity) && (!agreed.rollback || reaches_back(Lsn(newest.manifest.log.lsn))?)
+    {
         return Ok(LogPlan { identity, belongs: true, lost_records: 0 });
     }
     let left_at = left_line_at(bucket, newest, &identity).await?;
@@ -366,6 +374,9 @@ async fn left_line_at(
     if identity.tenures.is_empty() {
         return Ok(None);
     }
+    if is_of(&newest.manifest, identity) {
+        return Ok(Some(Lsn(newest.manifest.log.lsn)));
+    }
     let mut parent = newest.manifest.parent;
     for _ in 0..CHAIN_MAX {
         let Some(link) = parent else { return Ok(None) };
@@ -378,7 +389,25 @@ async fn left_line_at(
     Ok(None)
 }
 
-/// What the log holds above `from`, or above what its own records call published.
+/// A log that was trimmed above the newest manifest would be replayed with a hole: the bucket is older than the log, and
+/// nobody noticed before.
+fn check_reaches_back(scan: &wal::Scan, floor: Lsn) -> Result<(), VolumeError> {
+    if scan.start <= floor {
+        return Ok(());
+    }
+    let damage = wal::Corruption {
+        lsn: floor,
+        resumes: Some(scan.start),
+        durable: scan.durable,
+        segment: String::from("wal"),
+        offset: 0,
+        what: wal::Damage::Missing,
+        lost: true,
+    };
+    Err(wal::WalError::Corrupt(damage).into())
+}
+
+/// What the log holds above `from`; where that is not known, above what its own records call published.
 fn count_above(
     bucket: &Bucket,
     local: &Local,
@@ -396,8 +425,9 @@ fn count_above(
         let length = match record::decode(lsn, found.kind, opener.open(&found)?, size_bytes)? {
             LogRecord::Write { data, .. } => data.len() as u64,
             LogRecord::Zero { length, .. } => length,
+            // Where the line itself says it, that counts: the log may have published into a line that is no more.
             LogRecord::Published { lsn, .. } => {
-                published = published.max(lsn);
+                published = if from.is_some() { published } else { published.max(lsn) };
                 continue;
             }
             LogRecord::Closed => continue,
