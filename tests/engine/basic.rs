@@ -6,7 +6,12 @@ use bytes::Bytes;
 use s3bd::{
     nbd::Device,
     store::memory::Memory,
-    volume::{Volume, error::VolumeError, open::Agreed, settings::Settings},
+    volume::{
+        Volume,
+        error::{Kind, VolumeError},
+        open::Agreed,
+        settings::Settings,
+    },
 };
 
 use wal::disk::Disk;
@@ -185,6 +190,18 @@ async fn what_a_log_published_before_a_rollback_is_not_given_up_without_a_word()
     drop(volume);
     let refused = reopen(&store, &disks, 10).await.unwrap_err();
     assert!(matches!(refused, VolumeError::Diverged { records: 1, bytes: 3, .. }), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_opening_that_finds_no_room_for_its_log_says_so_and_not_that_it_is_damaged() {
+    let store = Memory::new();
+    make(&store, SIZE).await;
+    let disks = Disks::new();
+    disks.wal.set_capacity(Some(0));
+    let refused = reopen(&store, &disks, 7).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Full, "{refused}");
+    disks.wal.set_capacity(None);
+    reopen(&store, &disks, 8).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
