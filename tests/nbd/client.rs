@@ -9,7 +9,7 @@ use tokio::{
 };
 
 /// A test that waits this long for an answer hangs.
-const HANG: Duration = Duration::from_secs(30);
+pub(crate) const HANG: Duration = Duration::from_secs(30);
 
 pub(crate) const EINVAL: u32 = 22;
 pub(crate) const READ: u16 = 0;

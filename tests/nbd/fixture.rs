@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use s3bd::nbd::{Export, Limits, Listener, Server};
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use crate::memory::Memory;
+use super::memory::Memory;
 
 pub(crate) struct Fixture {
     pub(crate) device: Arc<Memory>,
