@@ -86,6 +86,8 @@ pub struct Machine {
     pub full: bool,
     /// Generation and epoch that its state directory has seen.
     pub seen: (u64, u64),
+    /// The same, before an opening that may go on with an older bucket.
+    forgotten: (u64, u64),
     pub prng: Prng,
     opened: u64,
 }
@@ -104,6 +106,7 @@ impl Machine {
             sick: false,
             full: false,
             seen: (0, 0),
+            forgotten: (0, 0),
             prng: Prng::new(seed),
             opened: seed,
         }
@@ -137,6 +140,10 @@ impl Machine {
         let line = Line::new(Arc::new(faulty), death);
         let env = env(retrying(line.clone(), seed), &self.disks, seed, &name(self.number));
         let durable = self.common.promises().durable();
+        if agreed.rollback {
+            // From here on it may be noted that the older bucket is what was wanted.
+            self.forgotten = std::mem::take(&mut self.seen);
+        }
         let opening = open_with(env, self.common.settings.clone(), agreed);
         let opened = tokio::select! {
             biased;
@@ -197,7 +204,7 @@ impl Machine {
         let mut at = promises.find(from, &image, durable, if own { kept } else { 0 });
         // Over an older bucket the log may go on through all tenures that this host had since.
         if let (Err(_), Some(last), true) = (&at, self.last, promises.rolled_back)
-            && promises.tenures[&from].host == self.number
+            && origin.hosts[0] == name(self.number)
         {
             from = last;
             at = promises.find(from, &image, durable, 0);
@@ -226,7 +233,7 @@ impl Machine {
         if report.discarded > 0 {
             promises.count("discarded");
         }
-        if agreed.rollback && found < self.seen {
+        if agreed.rollback && found < self.forgotten {
             promises.count("rollback accepted");
         }
         drop(promises);
