@@ -21,7 +21,7 @@ mod world;
 use crate::runner::{Seeds, run, run_seed};
 
 /// Takes about a minute on two cores.
-const SEEDS: u64 = 4000;
+const SEEDS: u64 = 2000;
 
 #[test]
 fn every_history_of_hosts_keeps_what_was_promised() {
