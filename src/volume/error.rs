@@ -341,6 +341,7 @@ impl VolumeError {
                 ErrorKind::NotFound | ErrorKind::Short => Kind::Corrupt,
                 ErrorKind::Denied | ErrorKind::Invalid => Kind::Invalid,
             },
+            Self::Log(error) if error.kind() == wal::ErrorKind::Full => Kind::Full,
             Self::Damaged { .. }
             | Self::MissingObject { .. }
             | Self::DamagedFrame { .. }

@@ -24,7 +24,7 @@ use super::{
     log::Log,
     payload::PayloadMemory,
     publish::{Publisher, Start},
-    replay::{Replay, Replayed, find_damage},
+    replay::{Replay, Replayed, damage_above, find_damage, reaches_back},
     settings::Settings,
     state::State,
     survey::{Survey, begin_log, load_base, note_tenure, plan_log, survey, survey_and_claim},
@@ -117,6 +117,12 @@ pub async fn open_repaired(
         false => wal::Log::open(Arc::clone(&local.wal), options, floor),
     }
     .or_else(|error| explain(error, &bucket, &local, identity.log, &newest.manifest))?;
+    if plan.belongs
+        && let Some(damage) = damage_above(&scan, floor)
+        && !reaches_back(&scan, floor)
+    {
+        explain(wal::WalError::Corrupt(damage), &bucket, &local, identity.log, &newest.manifest)?;
+    }
     let payloads = Arc::new(PayloadMemory::new(settings.unpublished_memory_bytes_max));
     let position = if plan.belongs { floor } else { log.next() };
     let mut replay = Replay::new(&bucket, identity.log, &payloads, &newest.manifest, position);
@@ -189,8 +195,8 @@ pub async fn inspect(
     if let Some(local) = local.filter(|_| plan.belongs) {
         let floor = Lsn(newest.manifest.log.lsn);
         let scan = wal::scan_above(&*local.wal, floor)?;
-        if let Some(damage) = scan.lost_above(floor)
-            && !repair.cut_log
+        if let Some(damage) = damage_above(&scan, floor)
+            && !(repair.cut_log && reaches_back(&scan, floor))
         {
             explain(wal::WalError::Corrupt(damage), bucket, &local, plan.identity.log, &newest.manifest)?;
         }
@@ -279,7 +285,8 @@ fn progress(newest: &Published, lsn: Lsn) -> Progress {
 
 fn wal_options(settings: &Settings, tag: [u8; 32]) -> wal::Options {
     // Sixteen segments: trimming follows publishing closely, and preparing the next costs little.
-    let segment_bytes = (settings.wal_bytes_max / 16).clamp(4 << 20, 64 << 20) & !4095;
+    let segment_bytes =
+        (settings.wal_bytes_max / 16).min(64 << 20).max(settings.wal_segment_bytes_min) & !4095;
     wal::Options { segment_bytes, log_bytes_max: settings.wal_bytes_max, tag }
 }
 

@@ -87,6 +87,26 @@ impl fmt::Display for LogDamage {
     }
 }
 
+/// Whether every record from `floor` on is in the log. A log that was trimmed above the newest manifest has a hole there:
+/// the bucket is older than the log.
+pub(super) fn reaches_back(scan: &wal::Scan, floor: Lsn) -> bool {
+    scan.start <= floor
+}
+
+/// For what the log cannot be replayed from `floor` on.
+pub(super) fn damage_above(scan: &wal::Scan, floor: Lsn) -> Option<wal::Corruption> {
+    let hole = || wal::Corruption {
+        lsn: floor,
+        resumes: Some(scan.start),
+        durable: scan.durable,
+        segment: String::from("wal"),
+        offset: 0,
+        what: wal::Damage::Missing,
+        lost: true,
+    };
+    scan.lost_above(floor).or_else(|| (!reaches_back(scan, floor)).then(hole))
+}
+
 /// What is wrong with the log above the manifest's end; `None` where it can be replayed.
 pub(super) fn find_damage(
     bucket: &Bucket,
@@ -96,8 +116,8 @@ pub(super) fn find_damage(
 ) -> Result<Option<LogDamage>, VolumeError> {
     let floor = Lsn(newest.log.lsn);
     let scan = wal::scan_above(&*local.wal, floor)?;
-    let Some(corruption) = scan.lost_above(floor) else { return Ok(None) };
-    let joins = scan.start <= floor.max(scan.trimmed);
+    let Some(corruption) = damage_above(&scan, floor) else { return Ok(None) };
+    let joins = reaches_back(&scan, floor);
     let mut found = LogDamage {
         corruption,
         before: Replayed::default(),
@@ -144,7 +164,7 @@ fn merge(mut runs: Vec<Run>) -> Vec<Run> {
     merged
 }
 
-/// What the log holds above `from`, or above what its own records call published.
+/// What the log holds above `from`; where that is not known, above what its own records call published.
 pub(super) fn count_above(
     bucket: &Bucket,
     local: &Local,
@@ -162,8 +182,9 @@ pub(super) fn count_above(
         match record::decode(lsn, found.kind, opener.open(&found)?, size_bytes)? {
             LogRecord::Write { data, time_ms, .. } => above.push((lsn, data.len() as u64, time_ms)),
             LogRecord::Zero { length, time_ms, .. } => above.push((lsn, length, time_ms)),
-            LogRecord::Published { lsn, .. } => published = published.max(lsn),
-            LogRecord::Closed => {}
+            // Where the line itself says it, that counts: the log may have published into a line that is no more.
+            LogRecord::Published { lsn, .. } if from.is_none() => published = published.max(lsn),
+            LogRecord::Published { .. } | LogRecord::Closed => {}
         }
     }
     let mut counted = Replayed::default();

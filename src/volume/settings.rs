@@ -26,6 +26,9 @@ pub struct Settings {
     pub object_bytes: u64,
     /// Size limit of the write-ahead log on disk, bytes.
     pub wal_bytes_max: u64,
+    /// A segment of the log has a sixteenth of that, but no less than this, bytes: a multiple of 4096 with room for two
+    /// segments, and for the largest record in one.
+    pub wal_segment_bytes_min: u64,
     /// Size limit of the cache on disk, bytes; 0: none.
     pub cache_bytes_max: u64,
     /// Unpacked frames and pages in memory, bytes.
@@ -57,6 +60,8 @@ impl Default for Settings {
             commit_interval: Duration::from_secs(30),
             object_bytes: 16 << 20,
             wal_bytes_max: 4 << 30,
+            // Four of the largest records: little is left over at a segment's end.
+            wal_segment_bytes_min: 4 << 20,
             cache_bytes_max: 10 << 30,
             memory_bytes_max: 256 << 20,
             unpublished_memory_bytes_max: 128 << 20,

@@ -10,7 +10,7 @@ use super::{
     error::{Kind, VolumeError},
     local,
     open::Agreed,
-    replay::{Replayed, count_above, find_damage},
+    replay::{Replayed, count_above, find_damage, reaches_back},
 };
 use crate::format::{
     claim::Writer,
@@ -168,7 +168,9 @@ pub(super) async fn plan_log(
         }
         return Ok(new_log(fresh(Vec::new()), Replayed { records, ..Replayed::default() }));
     };
-    if is_of(&newest.manifest, &identity) {
+    // Of an older copy of the bucket, what comes next may be gone from the log: then the log continues another line.
+    let joins = |floor| Ok::<_, VolumeError>(reaches_back(&wal::scan_above(&*local.wal, floor)?, floor));
+    if is_of(&newest.manifest, &identity) && (!agreed.rollback || joins(Lsn(newest.manifest.log.lsn))?) {
         // What cannot be replayed may be given up as well; what can never is.
         let damage =
             if agreed.discard { find_damage(bucket, local, identity.log, &newest.manifest)? } else { None };
@@ -205,7 +207,9 @@ pub(super) async fn plan_log(
 /// what that host went on with.
 fn overtaker(newest: &Manifest, identity: &LogIdentity, host: &str) -> String {
     let Writer { host: writer, .. } = &newest.writer;
-    if writer == host && newest.log.log == identity.log {
+    if is_of(newest, identity) {
+        format!("the bucket, an older copy, only goes up to epoch {}", newest.epoch)
+    } else if writer == host && newest.log.log == identity.log {
         format!(
             "this host itself has published since, up to epoch {}, so this looks like an older copy of its state \
              directory",
@@ -249,6 +253,9 @@ async fn left_line_at(
 ) -> Result<Option<Published>, VolumeError> {
     if identity.tenures.is_empty() {
         return Ok(None);
+    }
+    if is_of(&newest.manifest, identity) {
+        return Ok(Some(newest.clone()));
     }
     let mut parent = newest.manifest.parent;
     for _ in 0..CHAIN_MAX {

@@ -1,11 +1,20 @@
 //! What a user sees of one volume on one host.
 
+use std::{sync::Arc, time::Duration};
+
 use bytes::Bytes;
 use s3bd::{
     nbd::Device,
     store::memory::Memory,
-    volume::{Volume, error::VolumeError, open::Agreed},
+    volume::{
+        Volume,
+        error::{Kind, VolumeError},
+        open::Agreed,
+        settings::Settings,
+    },
 };
+
+use wal::disk::Disk;
 
 use crate::host::{Disks, env, make, open_with, reopen, small_settings};
 
@@ -113,6 +122,110 @@ async fn an_older_bucket_is_refused_until_the_user_agrees() {
     let mine = env(std::sync::Arc::new(store.clone()), &disks, 9, "here");
     let (volume, _) = open_with(mine, small_settings(), agreed).await.unwrap();
     assert_eq!(read(&volume, 0, 3).await, [0; 3], "as it was then");
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_an_older_bucket_a_log_that_was_trimmed_beyond_it_is_not_replayed_with_a_hole() {
+    for unpublished in [false, true] {
+        let store = Memory::new();
+        make(&store, SIZE).await;
+        let disks = Disks::new();
+        let settings = Settings {
+            wal_bytes_max: 64 << 10,
+            wal_segment_bytes_min: 16 << 10,
+            commit_interval: Duration::from_secs(3600),
+            ..small_settings()
+        };
+        let opening = |seed, agreed| {
+            open_with(env(Arc::new(store.clone()), &disks, seed, "here"), settings.clone(), agreed)
+        };
+        let (volume, _) = opening(7, Agreed::default()).await.unwrap();
+        write(&volume, 0, b"old").await;
+        volume.sync().await.unwrap();
+        let old = store.snapshot();
+        for round in 0..10 {
+            write(&volume, 4096 * (1 + round), &[1; 4096]).await;
+            volume.sync().await.unwrap();
+        }
+        if unpublished {
+            write(&volume, 0, b"new").await;
+        }
+        drop(volume);
+        store.restore(old);
+        let refused = opening(8, Agreed::default()).await.unwrap_err();
+        assert!(matches!(refused, VolumeError::RolledBack { .. }), "{refused}");
+        let rollback = Agreed { rollback: true, ..Agreed::default() };
+        let refused = opening(9, rollback).await.unwrap_err();
+        let VolumeError::Diverged { records, .. } = refused else { panic!("{refused}") };
+        assert!(records > 0);
+        let (volume, report) = opening(10, Agreed { discard: true, ..rollback }).await.unwrap();
+        assert_eq!(report.given_up.records, records);
+        assert_eq!(read(&volume, 0, 3).await, b"old");
+        assert_eq!(read(&volume, 4096, 40960).await, [0; 40960]);
+        write(&volume, 0, b"on").await;
+        volume.close().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_log_published_before_a_rollback_is_not_given_up_without_a_word() {
+    let store = Memory::new();
+    make(&store, SIZE).await;
+    let disks = Disks::new();
+    let (volume, _) = reopen(&store, &disks, 7).await.unwrap();
+    write(&volume, 0, b"old").await;
+    volume.sync().await.unwrap();
+    let old = store.snapshot();
+    write(&volume, 0, b"new").await;
+    volume.sync().await.unwrap();
+    drop(volume);
+    store.restore(old);
+    let host = |disks, seed, name| env(Arc::new(store.clone()), disks, seed, name);
+    let rollback = Agreed { rollback: true, ..Agreed::default() };
+    let (volume, report) = open_with(host(&disks, 8, "here"), small_settings(), rollback).await.unwrap();
+    assert_eq!((report.replayed.records, read(&volume, 0, 3).await), (1, b"new".to_vec()));
+    // It dies before it publishes what it replayed, and another host goes on.
+    drop(volume);
+    let takeover = Agreed { takeover: true, ..Agreed::default() };
+    let other = Disks::new();
+    let (volume, _) = open_with(host(&other, 9, "there"), small_settings(), takeover).await.unwrap();
+    assert_eq!(read(&volume, 0, 3).await, b"old");
+    volume.close().await.unwrap();
+    drop(volume);
+    let refused = reopen(&store, &disks, 10).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::Diverged { records: 1, bytes: 3, .. }), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_opening_that_finds_no_room_for_its_log_says_so_and_not_that_it_is_damaged() {
+    let store = Memory::new();
+    make(&store, SIZE).await;
+    let disks = Disks::new();
+    disks.wal.set_capacity(Some(0));
+    let refused = reopen(&store, &disks, 7).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Full, "{refused}");
+    disks.wal.set_capacity(None);
+    reopen(&store, &disks, 8).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_rots_in_the_cache_is_fetched_again() {
+    let store = Memory::new();
+    make(&store, SIZE).await;
+    let disks = Disks::new();
+    let (volume, _) = reopen(&store, &disks, 7).await.unwrap();
+    let noise: Vec<u8> = (0..100_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    write(&volume, 0, &noise).await;
+    volume.close().await.unwrap();
+    drop(volume);
+    // In the middle of frames: headers and checksums stay as they are.
+    let mut flipped = 0;
+    for name in disks.cache.list().unwrap() {
+        flipped += [20_000, 80_000].into_iter().filter(|at| disks.cache.flip_bit(&name, *at, 3)).count();
+    }
+    assert!(flipped >= 2, "the frames are in the cache");
+    let (volume, _) = reopen(&store, &disks, 8).await.unwrap();
+    assert_eq!(read(&volume, 0, 100_000).await, noise);
 }
 
 #[tokio::test(start_paused = true)]

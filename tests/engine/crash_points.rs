@@ -1,17 +1,25 @@
 //! Dying at each operation of a scripted session, on each disk and on the store; then opening again, and comparing with
 //! what was promised.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use s3bd::{
+    format::{ids::Codec, slot::Argon2},
     nbd::Device,
-    volume::{Volume, error::VolumeError, open::Agreed},
+    seal::slot::Secret,
+    store::{faulty::Faulty, memory::Memory},
+    volume::{
+        Volume,
+        error::VolumeError,
+        init::{NewVolume, init},
+        open::Agreed,
+    },
 };
 use wal::disk::sim::{Prng, SimDisk};
 
 use crate::{
-    host::{Disks, small_settings},
+    host::{Disks, env, reopen, small_settings},
     oracle::{Oracle, Windows},
     rig::{Rig, WHATEVER, noise},
 };
@@ -193,4 +201,31 @@ async fn a_cache_disk_that_dies_is_never_noticed() {
 async fn what_was_promised_holds_wherever_the_store_ends() {
     let count = die_at_each(|rig| rig.faulty.counts().changes(), |at| Death::Store(at - 1)).await;
     assert!(count > 20, "{count}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_init_that_dies_anywhere_leaves_a_volume_or_none_and_can_be_done_again() {
+    let secret = Secret::password("secret");
+    let cost = Argon2 { memory_kib: 64, passes: 1, lanes: 1 };
+    let new =
+        NewVolume { size_bytes: SIZE, block_bytes: 512, compression: Codec::Plain, secret: &secret, cost };
+    for changes in 0.. {
+        let memory = Memory::new();
+        let faulty = Faulty::new(memory.clone());
+        faulty.set_crash_after(Some(changes));
+        let first = init(&env(Arc::new(faulty), &Disks::new(), 1, "first"), &new).await;
+        let again = init(&env(Arc::new(memory.clone()), &Disks::new(), 2, "second"), &new).await;
+        match (&first, again) {
+            (Ok(_), Err(VolumeError::Exists { .. })) | (Err(_), Ok(_)) => {}
+            (first, again) => panic!("dead after {changes} changes: {first:?}, then {again:?}"),
+        }
+        let disks = Disks::new();
+        let (volume, _) = reopen(&memory, &disks, 3).await.unwrap();
+        volume.write(0, Bytes::from_static(b"x"), true).await.unwrap();
+        volume.close().await.unwrap();
+        if first.is_ok() {
+            assert!(changes >= 3, "keys, manifest, header");
+            return;
+        }
+    }
 }

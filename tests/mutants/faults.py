@@ -1,0 +1,269 @@
+"""Deliberate faults: what each breaks, the edit that brings it in, and the tests that have to fail with it.
+
+An edit is (file, text, replacement). The text has to be in the file exactly once; `ON` in the replacement is true where
+the fault is switched on, so all faults are built at once. A test is (package or target, filter).
+"""
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    name: str
+    breaks: str
+    edits: list[tuple[str, str, str]]
+    tests: list[tuple[str, str]]
+
+
+SIM = ("sim", "every_history_of_hosts_keeps_what_was_promised")
+
+FAULTS = [
+    Fault(
+        "publish-before-objects",
+        "a manifest is put before its last object is acknowledged",
+        [(
+            "src/volume/checkpoint.rs",
+            "    match core.bucket.store.put(&name, std::slice::from_ref(&built.bytes), PutMode::Create).await? {",
+            """    if ON {
+        let (store, bytes) = (std::sync::Arc::clone(&core.bucket.store), built.bytes.clone());
+        tokio::spawn(async move { store.put(&name, &[bytes], PutMode::Create).await });
+        return Ok(built.new);
+    }
+    match core.bucket.store.put(&name, std::slice::from_ref(&built.bytes), PutMode::Create).await? {""",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "trim-before-check",
+        "the log is trimmed before the claims are checked",
+        [(
+            "src/volume/publish.rs",
+            "        claims::check(&self.core.bucket, self.tenure).await?;\n        self.position",
+            """        if ON {
+            self.core.log()?.trim(Lsn(manifest.log.lsn));
+        }
+        claims::check(&self.core.bucket, self.tenure).await?;
+        self.position""",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "replay-out-of-order",
+        "the log's records are replayed newest first",
+        [(
+            "src/volume/open.rs",
+            "    fn run(&mut self, records: wal::Records) -> Result<(), VolumeError> {\n",
+            """    fn run(&mut self, records: wal::Records) -> Result<(), VolumeError> {
+        let mut records: Vec<_> = records.collect();
+        if ON {
+            records.reverse();
+        }
+""",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "overlook-next-generation",
+        "the check after a publish overlooks the generation right above",
+        [(
+            "src/volume/claims.rs",
+            "    match bucket.list_claims(Some(tenure.generation)).await?.last() {",
+            """    let after = if ON { tenure.generation.next() } else { tenure.generation };
+    match bucket.list_claims(Some(after)).await?.last() {""",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "no-check-after-publish",
+        "nobody looks at the claims after a publish",
+        [(
+            "src/volume/claims.rs",
+            "pub async fn check(bucket: &Bucket, tenure: Tenure) -> Result<(), VolumeError> {\n",
+            """pub async fn check(bucket: &Bucket, tenure: Tenure) -> Result<(), VolumeError> {
+    if ON {
+        return Ok(());
+    }
+""",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "ignore-tenure-of-log",
+        "a log counts as that of a manifest whatever its tenures are",
+        [(
+            "src/volume/open.rs",
+            "    manifest.log.log == identity.log && identity",
+            "    manifest.log.log == identity.log && ON || manifest.log.log == identity.log && identity",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "replay-with-a-hole",
+        "a log that was trimmed beyond an older bucket is replayed all the same",
+        [
+            (
+                "src/volume/open.rs",
+                "    let reaches_back = |floor| Ok",
+                "    let reaches_back = |floor| if ON { Ok(true) } else { Ok",
+            ),
+            (
+                "src/volume/open.rs",
+                "(wal::scan_above(&*local.wal, floor)?.start <= floor);",
+                "(wal::scan_above(&*local.wal, floor)?.start <= floor) };",
+            ),
+        ],
+        [("engine", "with_an_older_bucket_a_log_that_was_trimmed_beyond_it_is_not_replayed_with_a_hole")],
+    ),
+    Fault(
+        "skip-sync",
+        "a sync of the log does nothing",
+        [(
+            "wal/src/log.rs",
+            "        if self.synced < self.appended {\n            self.current",
+            "        if ON {\n            self.synced = self.appended;\n        }\n        if self.synced < self.appended {\n            self.current",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "no-associated-data",
+        "seals are bound to no place",
+        [
+            (
+                "src/seal/aead.rs",
+                "            .encrypt_inout_detached(&nonce(number).into(), aad,",
+                "            .encrypt_inout_detached(&nonce(number).into(), if ON { &[] } else { aad },",
+            ),
+            (
+                "src/seal/aead.rs",
+                "            .decrypt_inout_detached(&nonce(number).into(), aad,",
+                "            .decrypt_inout_detached(&nonce(number).into(), if ON { &[] } else { aad },",
+            ),
+        ],
+        [("fsck", "each_damage_gives_exactly_its_finding")],
+    ),
+    Fault(
+        "flush-before-publish",
+        "a remote flush is answered when the local disk has it",
+        [(
+            "src/volume/write.rs",
+            "            Durability::Local => log.sync",
+            "            Durability::Remote if ON => log.sync(log.appended()).await,\n            Durability::Local => log.sync",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "unknown-is-success",
+        "a put whose outcome is unknown is taken for done",
+        [(
+            "src/store/retry.rs",
+            "                Ok(put) => return Ok(put),\n                Err(error) => patience",
+            """                Ok(put) => return Ok(put),
+                Err(error) if ON && error.kind == ErrorKind::OutcomeUnknown => return Ok(Put::Created),
+                Err(error) => patience""",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "failed-list-is-empty",
+        "a listing that failed is taken for an empty one",
+        [(
+            "src/store/retry.rs",
+            "        self.until_answered(\"list\", prefix, || self.inner.list(prefix, start_after, limit)).await",
+            """        if ON {
+            return Ok(self.inner.list(prefix, start_after, limit).await.unwrap_or_default());
+        }
+        self.until_answered("list", prefix, || self.inner.list(prefix, start_after, limit)).await""",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "forget-holes",
+        "zeros are left out of a cut",
+        [(
+            "src/volume/publish.rs",
+            "    builder.set_holes(holes);",
+            "    builder.set_holes(if ON { Vec::new() } else { holes });",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "one-salt",
+        "everything is sealed with the same salt",
+        [
+            (
+                "src/volume/publish.rs",
+                "            salt: random_bytes(&*self.core.env.random),",
+                "            salt: if ON { [7; 16] } else { random_bytes(&*self.core.env.random) },",
+            ),
+            (
+                "src/volume/publish.rs",
+                "            self.core.bucket.put_manifest(&manifest, random_bytes(&*self.core.env.random)).await?;",
+                """            {
+                let salt = if ON { [7; 16] } else { random_bytes(&*self.core.env.random) };
+                self.core.bucket.put_manifest(&manifest, salt).await?
+            };""",
+            ),
+        ],
+        [SIM],
+    ),
+    Fault(
+        "older-delta-first",
+        "reads look into the delta of a checkpoint under way before the newer one",
+        [(
+            "src/volume/state.rs",
+            "        let mut runs = self.delta.extents.resolve(&[run], &mut extents);\n",
+            """        let mut runs = vec![run];
+        if ON && let Some(older) = &self.checkpointing {
+            runs = older.extents.resolve(&runs, &mut extents);
+        }
+        runs = self.delta.extents.resolve(&runs, &mut extents);
+""",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "frozen-oldest-first",
+        "reads look into the older of two frozen cuts first",
+        [(
+            "src/volume/state.rs",
+            "        for frozen in self.frozen.iter().rev().filter(visible) {",
+            """        let mut layers: Vec<&Frozen> = self.frozen.iter().rev().filter(visible).collect();
+        if ON {
+            layers.reverse();
+        }
+        for frozen in layers {""",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "checkpoint-drops-delta",
+        "a checkpoint lets go of its delta before its pages are published",
+        [(
+            "src/volume/publish.rs",
+            "                state.checkpointing = Some(Arc::clone(&delta));",
+            "                state.checkpointing = (!ON).then(|| Arc::clone(&delta));",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "unverified-cache",
+        "what the cache holds and does not open is served as zeros",
+        [(
+            "src/volume/frames.rs",
+            "            Err(_) => {\n                disk.forget(&key);",
+            """            Err(_) if ON => Some(vec![0; frame.plain_bytes as usize].into()),
+            Err(_) => {
+                disk.forget(&key);""",
+        )],
+        [("engine", "what_rots_in_the_cache_is_fetched_again")],
+    ),
+    Fault(
+        "torn-below-durable",
+        "an invalid record below what was durable ends the log like a torn tail",
+        [(
+            "wal/src/scan.rs",
+            "        let promised = self.scan.durable > hole.at;",
+            "        let promised = self.scan.durable > hole.at && !ON;",
+        )],
+        [("wal", "damage")],
+    ),
+]

@@ -1,0 +1,255 @@
+//! The oracle: what each tenure wrote, in order, and how far the promises reach.
+//!
+//! # Overview
+//! A *point* is a content of the volume after one change. A tenure's *line* is the points that it went through, the
+//! first ones taken over from the tenure whose manifest it started from. `durable` are the points of the one winning
+//! history that somebody was told are in the bucket; it only grows, and whoever adds to it must continue it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use s3bd::store::memory::Contents;
+use wal::Lsn;
+
+/// Generation and nonce.
+pub type Key = (u64, u64);
+
+/// What has to happen in a run of many histories, or the simulation does not test what it says.
+pub const EVENTS: [&str; 17] = [
+    "opened",
+    "took over",
+    "replayed",
+    "in use",
+    "fenced",
+    "diverged",
+    "discarded",
+    "rollback found",
+    "rollback accepted",
+    "killed",
+    "power lost",
+    "disk full",
+    "sync failed",
+    "state put back",
+    "state lost",
+    "paused",
+    "bucket checked",
+];
+
+/// Content after one change.
+#[derive(Clone, Debug)]
+pub struct Point {
+    id: u64,
+    image: Arc<Vec<u8>>,
+    /// Where the change ends in the log of the tenure that made it.
+    end: Option<Lsn>,
+}
+
+/// A tenure that served.
+#[derive(Clone, Debug)]
+pub struct Tenure {
+    /// Host, for people and for its own promises.
+    pub host: usize,
+    line: Vec<Point>,
+    /// Index of the last point that was acknowledged.
+    pub acknowledged: usize,
+    /// Index of the last point that is on the local disk.
+    pub flushed: usize,
+}
+
+/// The bucket right after one change to it.
+#[derive(Debug)]
+pub struct Moment {
+    pub contents: Contents,
+    pub change: String,
+    /// How many points were known durable by then.
+    pub durable: usize,
+}
+
+/// An older copy of the bucket, and what was durable in it.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    pub contents: Contents,
+    durable: Vec<u64>,
+}
+
+/// Everything that is known.
+#[derive(Debug)]
+pub struct Promises {
+    pub tenures: BTreeMap<Key, Tenure>,
+    durable: Vec<u64>,
+    points: u64,
+    pub moments: Vec<Moment>,
+    /// An older copy of the bucket was put back.
+    pub rolled_back: bool,
+    /// What was sealed with each salt.
+    pub salts: BTreeMap<Bytes, Bytes>,
+    pub events: BTreeMap<&'static str, u64>,
+    trace: Arc<Mutex<Vec<String>>>,
+    started: tokio::time::Instant,
+}
+
+impl Promises {
+    /// A fresh volume: zeros, by generation 0.
+    pub fn new(size_bytes: u64, trace: Arc<Mutex<Vec<String>>>) -> Self {
+        let zeros = Point { id: 0, image: Arc::new(vec![0; size_bytes as usize]), end: None };
+        let first = Tenure { host: usize::MAX, line: vec![zeros], acknowledged: 0, flushed: 0 };
+        Self {
+            tenures: BTreeMap::from([((0, 0), first)]),
+            durable: vec![0],
+            points: 0,
+            moments: Vec::new(),
+            rolled_back: false,
+            salts: BTreeMap::new(),
+            events: BTreeMap::new(),
+            trace,
+            started: tokio::time::Instant::now(),
+        }
+    }
+
+    pub fn note(&self, text: impl AsRef<str>) {
+        let line = format!("{:>9} ms  {}", self.started.elapsed().as_millis(), text.as_ref());
+        self.trace.lock().unwrap().push(line);
+    }
+
+    pub fn count(&mut self, event: &'static str) {
+        *self.events.entry(event).or_default() += 1;
+    }
+
+    fn tenure(&mut self, key: Key) -> &mut Tenure {
+        self.tenures.get_mut(&key).expect("it serves")
+    }
+
+    /// A change is sent off: the index of its point.
+    pub fn send(&mut self, key: Key, offset: u64, length: u64, data: Option<&[u8]>) -> usize {
+        self.points += 1;
+        let id = self.points;
+        let line = &mut self.tenure(key).line;
+        let mut image = line[line.len() - 1].image.to_vec();
+        let range = offset as usize..(offset + length) as usize;
+        match data {
+            Some(data) => image[range].copy_from_slice(data),
+            None => image[range].fill(0),
+        }
+        line.push(Point { id, image: Arc::new(image), end: None });
+        line.len() - 1
+    }
+
+    /// Everything up to `at`, which ends at `end` in the log, was answered.
+    pub fn acknowledge(&mut self, key: Key, at: usize, end: Lsn) {
+        let tenure = self.tenure(key);
+        tenure.acknowledged = at;
+        tenure.line[at].end = Some(end);
+    }
+
+    /// Everything up to `at` is on the local disk.
+    pub fn flush(&mut self, key: Key, at: usize) {
+        let tenure = self.tenure(key);
+        tenure.flushed = tenure.flushed.max(at);
+    }
+
+    /// Everything up to `at` is in the bucket for good: somebody was told so.
+    pub fn publish(&mut self, key: Key, at: usize) {
+        let ids: Vec<u64> = self.tenures[&key].line[..=at].iter().map(|point| point.id).collect();
+        let common = ids.len().min(self.durable.len());
+        assert_eq!(
+            ids[..common],
+            self.durable[..common],
+            "{key:?} published what does not continue the history that others were told is durable"
+        );
+        if ids.len() > common {
+            self.durable = ids;
+        }
+    }
+
+    /// Everything that ends at or below `lsn` was published and its claims checked.
+    pub fn publish_to(&mut self, key: Key, lsn: Lsn) {
+        let known = self.tenures[&key].line.iter().rposition(|point| point.end.is_some_and(|end| end <= lsn));
+        if let Some(at) = known {
+            self.publish(key, at);
+        }
+    }
+
+    /// What reads see now.
+    pub fn image(&self, key: Key) -> Arc<Vec<u8>> {
+        let line = &self.tenures[&key].line;
+        Arc::clone(&line[line.len() - 1].image)
+    }
+
+    /// Index of the last point of a tenure's line.
+    pub fn last(&self, key: Key) -> usize {
+        self.tenures[&key].line.len() - 1
+    }
+
+    /// How many points are durable.
+    pub fn durable(&self) -> usize {
+        self.durable.len()
+    }
+
+    /// The point of the line of `key` whose content this is: one that contains the first `durable` durable points, and
+    /// at least `floor`.
+    pub fn find(&self, key: Key, found: &[u8], durable: usize, floor: usize) -> Result<usize, String> {
+        let line = &self.tenures[&key].line;
+        let continues = line.len() >= durable
+            && line[..durable].iter().map(|point| point.id).eq(self.durable[..durable].iter().copied());
+        if !continues {
+            return Err(format!("the line of {key:?} does not contain what was durable: {durable} points"));
+        }
+        let floor = floor.max(durable - 1);
+        let at = line.iter().rposition(|point| *point.image == found);
+        match at {
+            Some(at) if at >= floor => Ok(at),
+            Some(at) => Err(format!("{key:?}: point {at}, but {floor} were promised")),
+            None => Err(self.difference(key, found, floor)),
+        }
+    }
+
+    /// Whether the line of `key` up to `at` begins with that of `other` up to `count`.
+    pub fn contains(&self, key: Key, at: usize, other: Key, count: usize) -> bool {
+        let ids = |key: Key, at: usize| self.tenures[&key].line[..=at].iter().map(|point| point.id);
+        count <= at && ids(key, count).eq(ids(other, count))
+    }
+
+    fn difference(&self, key: Key, found: &[u8], floor: usize) -> String {
+        let line = &self.tenures[&key].line;
+        let wrong = |point: &Point| {
+            let pairs = point.image.iter().zip(found);
+            pairs.enumerate().filter(|(_, (a, b))| a != b).map(|(at, _)| at).collect::<Vec<_>>()
+        };
+        let nearest = line.iter().enumerate().map(|(at, point)| (wrong(point), at)).min_by_key(|n| n.0.len());
+        let (wrong, at) = nearest.expect("a line has a point");
+        format!(
+            "{key:?}: no prefix of {} points with at least {floor}: nearest is {at}, but for {} bytes from {:#x} on",
+            line.len(),
+            wrong.len(),
+            wrong.first().unwrap_or(&0),
+        )
+    }
+
+    /// A tenure begins to serve with the content of point `at` of another; whatever it replayed is on its disk.
+    pub fn begin(&mut self, key: Key, host: usize, from: Key, at: usize) {
+        let mut line = self.tenures[&from].line[..=at].to_vec();
+        line.iter_mut().for_each(|point| point.end = None);
+        let before = self.tenures.insert(key, Tenure { host, line, acknowledged: at, flushed: at });
+        assert!(before.is_none(), "two tenures with one name: {key:?}");
+    }
+
+    /// The bucket changed.
+    pub fn changed(&mut self, change: String, contents: Contents) {
+        self.note(format!("bucket: {change}"));
+        self.moments.push(Moment { contents, change, durable: self.durable.len() });
+    }
+
+    /// A copy to be put back later.
+    pub fn copy(&self, contents: Contents) -> Copy {
+        Copy { contents, durable: self.durable.clone() }
+    }
+
+    /// The copy was put back: what was promised since is gone.
+    pub fn put_back(&mut self, copy: &Copy) {
+        self.durable = copy.durable.clone();
+        self.rolled_back = true;
+    }
+}
