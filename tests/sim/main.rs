@@ -24,6 +24,7 @@ use crate::runner::{Seeds, run, run_seed};
 const SEEDS: u64 = 2000;
 
 #[test]
+#[allow(clippy::print_stdout, reason = "what was covered, for those who run it for hours")]
 fn every_history_of_hosts_keeps_what_was_promised() {
     let counts = run(Seeds::from_environment(SEEDS));
     // What never happens is not tested.

@@ -164,11 +164,12 @@ impl World {
         let before = process.volume.read(0, size_bytes).await.expect("it can be read").concat();
         process.volume.close().await.expect("it can be closed");
         self.check_bucket().await;
-        let mut promises = self.common.promises();
-        let last = promises.last(key);
-        promises.publish(key, last);
-        assert!(before == *promises.image(key), "what is read at the end is not what was written");
-        drop(promises);
+        {
+            let mut promises = self.common.promises();
+            let last = promises.last(key);
+            promises.publish(key, last);
+            assert!(before == *promises.image(key), "what is read at the end is not what was written");
+        }
         let options = Options { level: Level::ReadData(Sample::ALL), concurrency: 4 };
         let report = fsck::check(&self.common.direct, &options, &()).await.expect("a store that answers");
         let faults: Vec<_> =
