@@ -167,7 +167,8 @@ impl Fsck {
         let remedies: BTreeSet<Remedy> = report.findings.iter().map(Finding::remedy).collect();
         for remedy in remedies.into_iter().filter(|remedy| *remedy > Remedy::Nothing) {
             let count = report.findings.iter().filter(|finding| finding.remedy() == remedy).count();
-            say(format_args!("{name}: of {count} of these: {remedy}"));
+            let findings = if count == 1 { "finding" } else { "findings" };
+            say(format_args!("{name}: {count} {findings}: {remedy}"));
         }
     }
 }

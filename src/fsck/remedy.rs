@@ -32,7 +32,8 @@ impl fmt::Display for Remedy {
         f.write_str(match self {
             Self::Nothing => "nothing needs to be done",
             Self::Repair => {
-                "s3bd fsck --repair mends it from a whole copy, or marks what has none as unreadable"
+                "s3bd fsck with --repair beside the options of this check mends it from a whole copy, or marks what has none as \
+                 unreadable"
             }
             Self::Overwrite => "overwriting the blocks clears it",
             Self::Recover => "s3bd recover goes back to the newest manifest that is whole",
