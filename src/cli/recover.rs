@@ -95,6 +95,11 @@ impl Recover {
                 code: DIVERGED,
             });
         }
+        if let Some(why) = &report.given_up.uncounted {
+            let question =
+                format!("give up the local log, of which it is not known what it holds alone ({why})?");
+            losses.push(Loss { question, code: DIVERGED });
+        }
         if self.dry_run {
             say("nothing was changed");
             return Ok(());

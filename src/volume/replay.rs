@@ -7,7 +7,7 @@ use wal::Lsn;
 use super::{
     bucket::Bucket,
     env::Local,
-    error::VolumeError,
+    error::{Kind, VolumeError},
     layer::{Content, Layer, Piece},
     log::Opener,
     payload::PayloadMemory,
@@ -26,6 +26,8 @@ pub struct Replayed {
     pub times_ms: Option<(u64, u64)>,
     /// What was cut off at the log's end, which nobody was promised: bytes, and why.
     pub torn: Option<(u64, String)>,
+    /// Why what else is there cannot be counted.
+    pub uncounted: Option<String>,
 }
 
 impl Replayed {
@@ -165,6 +167,9 @@ fn merge(mut runs: Vec<Run>) -> Vec<Run> {
 }
 
 /// What the log holds above `from`; where that is not known, above what its own records call published.
+///
+/// # Errors
+/// `LogUncounted` where it is damaged there: behind the damage may be what only this log has.
 pub(super) fn count_above(
     bucket: &Bucket,
     local: &Local,
@@ -172,7 +177,24 @@ pub(super) fn count_above(
     from: Option<Lsn>,
     size_bytes: u64,
 ) -> Result<Replayed, VolumeError> {
-    let scan = wal::scan(&*local.wal)?;
+    let uncounted = |error: VolumeError| match error.kind() {
+        Kind::Corrupt => VolumeError::LogUncounted { detail: error.to_string() },
+        _ => error,
+    };
+    let scan = wal::scan_above(&*local.wal, from.unwrap_or(Lsn(0)))?;
+    if let Some(damage) = scan.damage.as_ref().filter(|damage| damage.lost) {
+        return Err(uncounted(wal::WalError::Corrupt(damage.clone()).into()));
+    }
+    count(bucket, &scan, log, from, size_bytes).map_err(uncounted)
+}
+
+fn count(
+    bucket: &Bucket,
+    scan: &wal::Scan,
+    log: LogId,
+    from: Option<Lsn>,
+    size_bytes: u64,
+) -> Result<Replayed, VolumeError> {
     let opener = Opener::new(Arc::clone(&bucket.keys), log);
     let mut published = from.unwrap_or(Lsn(0));
     let mut above: Vec<(Lsn, u64, u64)> = Vec::new();

@@ -162,11 +162,15 @@ pub(super) async fn plan_log(
     let folder = || env.local.describe(bucket.header.volume);
     let Some(identity) = load_identity(bucket, local, agreed)? else {
         // Without an identity there is no log yet. But where one was lost, records are not given up without a word.
-        let records = wal::scan(&*local.wal)?.records;
-        if records > 0 && !agreed.discard {
+        // Nor is what cannot be read, and may have been records: only a log in which nothing was ever written is empty.
+        let scan = wal::scan(&*local.wal)?;
+        let unreadable = scan.damage.map(|damage| damage.to_string());
+        let torn = scan.torn.map(|torn| torn.why.to_string());
+        let (records, uncounted) = (scan.records, unreadable.or(torn));
+        if (records > 0 || uncounted.is_some()) && !agreed.discard {
             return Err(VolumeError::LogUnknown { records, folder: folder() });
         }
-        return Ok(new_log(fresh(Vec::new()), Replayed { records, ..Replayed::default() }));
+        return Ok(new_log(fresh(Vec::new()), Replayed { records, uncounted, ..Replayed::default() }));
     };
     // Of an older copy of the bucket, what comes next may be gone from the log: then the log continues another line.
     let joins = |floor| Ok::<_, VolumeError>(reaches_back(&wal::scan_above(&*local.wal, floor)?, floor));
@@ -184,7 +188,7 @@ pub(super) async fn plan_log(
     let lost = match count_above(bucket, local, identity.log, left_at, newest.manifest.size_bytes) {
         Err(error) if agreed.discard => {
             tracing::warn!(%error, "the log cannot be read, and is given up");
-            Replayed::default()
+            Replayed { uncounted: Some(error.to_string()), ..Replayed::default() }
         }
         lost => lost?,
     };
@@ -312,8 +316,12 @@ pub(super) fn begin_log(
         return Ok(());
     }
     let clear = || {
-        for name in local.wal.list()? {
-            local.wal.remove(&name)?;
+        let mut names = local.wal.list()?;
+        // The newest first, each for good: what a crash leaves is then a whole log, and is counted again.
+        names.sort_unstable();
+        for name in names.iter().rev() {
+            local.wal.remove(name)?;
+            local.wal.sync()?;
         }
         local.wal.sync()
     };
