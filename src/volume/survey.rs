@@ -106,8 +106,11 @@ fn check_seen(bucket: &Bucket, local: &Local, newest: &Published, agreed: Agreed
         Err(error) => return Err(error),
     };
     let found = newest.name();
-    let same = found == (seen.generation, seen.epoch);
-    if found > (seen.generation, seen.epoch) || (same && newest.link.digest == seen.digest) {
+    // Epochs only grow along a line, so a higher generation with a lower epoch did not go on from what was seen: somebody
+    // opened the older copy before.
+    let beyond = found > (seen.generation, seen.epoch) && found.1 > seen.epoch;
+    let same = found == (seen.generation, seen.epoch) && newest.link.digest == seen.digest;
+    if beyond || same {
         return Ok(());
     }
     Err(VolumeError::RolledBack {

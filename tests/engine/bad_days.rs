@@ -517,3 +517,26 @@ async fn a_fenced_log_with_a_damaged_record_is_not_given_up_without_a_word() {
         assert_eq!(report.given_up.uncounted.is_some(), back == 23, "{:?}", report.given_up);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_rollback_that_another_host_went_on_from_is_found() {
+    let mut history = History::of_cuts(160, 2).await;
+    let old = history.memory().snapshot();
+    let disks = history.rig.hosts[0].clone();
+    let (volume, _) = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap();
+    let mut prng = Prng::new(161);
+    for _ in 0..4 {
+        history.cut(&volume, &mut prng).await;
+    }
+    volume.close().await.unwrap();
+    drop(volume);
+    history.memory().restore(old);
+    // Twice, so that its generation is above all that was seen.
+    let other = Disks::new();
+    for _ in 0..2 {
+        let (volume, _) = history.open(&other, WHATEVER, &Repair::default()).await.unwrap();
+        volume.close().await.unwrap();
+    }
+    let refused = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::RolledBack { .. }), "{refused}");
+}
