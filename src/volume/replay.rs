@@ -51,7 +51,8 @@ pub struct LogDamage {
     pub corruption: wal::Corruption,
     /// What is whole before the damage, and joins on to the manifest.
     pub before: Replayed,
-    /// Whether anything joins on: else the log begins above the manifest's end.
+    /// Whether the log can be cut before the damage: not where it begins above the manifest's end, nor where segments
+    /// overlap.
     pub joins: bool,
     /// What can be read beyond the damage, and is no use without what is between.
     pub beyond: Replayed,
@@ -69,7 +70,7 @@ impl fmt::Display for LogDamage {
         if *joins {
             write!(f, "before the damage {} writes ({} bytes) are whole", before.records, before.bytes)?;
         } else {
-            write!(f, "no write joins on to the newest epoch")?;
+            write!(f, "nothing in it is sure to join on to the newest epoch")?;
         }
         if beyond.records > 0 {
             write!(f, "; beyond it {} can be read ({} bytes), of blocks ", beyond.records, beyond.bytes)?;
@@ -119,7 +120,8 @@ pub(super) fn find_damage(
     let floor = Lsn(newest.log.lsn);
     let scan = wal::scan_above(&*local.wal, floor)?;
     let Some(corruption) = damage_above(&scan, floor) else { return Ok(None) };
-    let joins = reaches_back(&scan, floor);
+    // Which of two segments that overlap is the log's cannot be known: nothing is cut there.
+    let joins = reaches_back(&scan, floor) && corruption.what != wal::Damage::Overlap;
     let mut found = LogDamage {
         corruption,
         before: Replayed::default(),
