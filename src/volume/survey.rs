@@ -77,7 +77,7 @@ pub(super) async fn survey(
     if let Some(local) = local.filter(|_| base.is_none()) {
         check_seen(bucket, local, &newest, agreed)?;
     }
-    let plan = plan_log(env, bucket, local, &newest, agreed).await?;
+    let plan = plan_log(env, bucket, local, &newest, agreed, base.is_some()).await?;
     let claims = bucket.list_claims(None).await?;
     let was_clean = check_in_use(bucket, &newest, claims.last().copied(), &plan.identity, agreed).await?;
     let floor = base.map_or(newest.link.generation, |base| base.floor);
@@ -151,13 +151,14 @@ async fn check_in_use(
 }
 
 /// Finds out whether the newest manifest was published from this host's log; if not, whether the log holds anything that
-/// the line of that manifest does not.
+/// the line of that manifest does not. `chosen`: it is not the bucket's newest.
 pub(super) async fn plan_log(
     env: &Env,
     bucket: &Bucket,
     local: Option<&Local>,
     newest: &Published,
     agreed: Agreed,
+    chosen: bool,
 ) -> Result<LogPlan, VolumeError> {
     let fresh = |tenures| LogIdentity { log: LogId(random_bytes(&*env.random)), tenures };
     let new_log = |identity, given_up| LogPlan { identity, belongs: false, given_up };
@@ -187,7 +188,10 @@ pub(super) async fn plan_log(
         });
     }
     let left = left_line_at(bucket, newest, &identity).await?;
-    let left_at = left.map(|left| Lsn(left.manifest.log.lsn));
+    // What the log itself calls published went into a line that may be gone with an older copy, or with what is damaged:
+    // then all that it holds counts.
+    let untold = (agreed.rollback || chosen).then_some(Lsn(0));
+    let left_at = left.map(|left| Lsn(left.manifest.log.lsn)).or(untold);
     let lost = match count_above(bucket, local, identity.log, left_at, newest.manifest.size_bytes) {
         Err(error) if agreed.discard => {
             tracing::warn!(%error, "the log cannot be read, and is given up");
