@@ -73,9 +73,8 @@ pub(super) async fn survey(
     base: Option<&Base>,
 ) -> Result<Survey, VolumeError> {
     let newest = load_base(bucket, base).await?;
-    // Who goes on from another base was told what that gives up.
-    if let Some(local) = local.filter(|_| base.is_none()) {
-        check_seen(bucket, local, &newest, agreed)?;
+    if let Some(local) = local {
+        check_seen(bucket, local, &newest, base, agreed)?;
     }
     let plan = plan_log(env, bucket, local, &newest, agreed, base.is_some()).await?;
     let claims = bucket.list_claims(None).await?;
@@ -92,8 +91,15 @@ pub(super) async fn load_base(bucket: &Bucket, base: Option<&Base>) -> Result<Pu
     }
 }
 
-/// Compares the newest manifest with the newest that this host has seen.
-fn check_seen(bucket: &Bucket, local: &Local, newest: &Published, agreed: Agreed) -> Result<(), VolumeError> {
+/// Compares the newest manifest with the newest that this host has seen. Who goes on from another base was told of those
+/// in the bucket that this gives up, but not of one that is gone.
+fn check_seen(
+    bucket: &Bucket,
+    local: &Local,
+    newest: &Published,
+    base: Option<&Base>,
+    agreed: Agreed,
+) -> Result<(), VolumeError> {
     if agreed.rollback {
         return Ok(());
     }
@@ -110,7 +116,8 @@ fn check_seen(bucket: &Bucket, local: &Local, newest: &Published, agreed: Agreed
     // opened the older copy before.
     let beyond = found > (seen.generation, seen.epoch) && found.1 > seen.epoch;
     let same = found == (seen.generation, seen.epoch) && newest.link.digest == seen.digest;
-    if beyond || same {
+    let listed = base.is_some_and(|base| base.listed.contains(&(seen.generation, seen.epoch)));
+    if beyond || same || listed {
         return Ok(());
     }
     Err(VolumeError::RolledBack {
