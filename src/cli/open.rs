@@ -180,7 +180,11 @@ impl Open {
         let codec = self.tuning.compression.map_or(bucket.header.compression, CompressionArg::codec);
         let settings = Settings { compression: Compression::of(codec), ..settings };
         let mut signals = Signals::catch()?;
-        let volume = Arc::new(self.open_volume(outside.env, bucket, settings).await?);
+        // An opening may die anywhere.
+        let volume = tokio::select! {
+            opened = self.open_volume(outside.env, bucket, settings) => Arc::new(opened?),
+            () = signals.next() => anyhow::bail!("{}: interrupted before it was open", self.target.name()),
+        };
         let export = Export {
             name: self.target.volume().to_owned(),
             description: self.target.name(),

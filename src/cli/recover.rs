@@ -95,6 +95,11 @@ impl Recover {
                 code: DIVERGED,
             });
         }
+        if let Some(why) = &report.given_up.uncounted {
+            let question =
+                format!("give up the local log, of which it is not known what it holds alone ({why})?");
+            losses.push(Loss { question, code: DIVERGED });
+        }
         if self.dry_run {
             say("nothing was changed");
             return Ok(());
@@ -269,8 +274,11 @@ impl Recover {
         let mut signals = Signals::catch()?;
         let compression = Compression::of(bucket.header.compression);
         let settings = Settings { compression, ..Settings::default() };
-        let opened = open_repaired(env, bucket, settings, self.agreed(), repair).await;
-        let (volume, report) = opened.with_context(|| name.clone())?;
+        // It may die anywhere on the way.
+        let (volume, report) = tokio::select! {
+            opened = open_repaired(env, bucket, settings, self.agreed(), repair) => opened.with_context(|| name.clone())?,
+            () = signals.next() => anyhow::bail!("{name}: interrupted before anything was uploaded; run it again"),
+        };
         let uploaded = async {
             tokio::select! {
                 result = volume.sync() => result.map(|()| true),

@@ -110,7 +110,11 @@ async fn carry_out(env: Env, bucket: Bucket, name: &str, plan: &Plan) -> anyhow:
     let mut signals = Signals::catch()?;
     let compression = Compression::of(bucket.header.compression);
     let settings = Settings { compression, ..Settings::default() };
-    let volume = begin(env, bucket, settings, plan).await.with_context(|| name.to_owned())?;
+    // An opening may die anywhere.
+    let volume = tokio::select! {
+        opened = begin(env, bucket, settings, plan) => opened.with_context(|| name.to_owned())?,
+        () = signals.next() => anyhow::bail!("{name}: interrupted: nothing was changed; run it again"),
+    };
     let bar = Bar::new();
     let applied = tokio::select! {
         applied = apply(&volume, plan, &bar) => Some(applied),

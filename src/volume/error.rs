@@ -244,14 +244,23 @@ pub enum VolumeError {
         /// Who published since, in words.
         by: String,
     },
-    /// The log has records, and what says which log it is does not exist any more.
+    /// The log does not belong to the newest manifest, and what it holds beside that cannot be counted.
     #[error(
-        "the local log in {folder} holds {records} records, but the file \"log\" in it, without which they cannot be read, \
+        "{detail}; others have published since, so how much of what they do not have is in the log of this host cannot be \
+         known, and it is kept: s3bd recover --discard gives it up (s3bd recover --rescue-to needs a log that is whole)"
+    )]
+    LogUncounted {
+        /// What is wrong with the log.
+        detail: String,
+    },
+    /// The log is not empty, and what says which log it is does not exist any more.
+    #[error(
+        "the local log in {folder} is not empty ({records} records are whole), but the file \"log\" in it, without which they cannot be read, \
          is missing, and so is its copy \"log.copy\": put one of them back if you have it; s3bd recover --discard gives \
-         the records up"
+         the log up"
     )]
     LogUnknown {
-        /// Records.
+        /// Whole records.
         records: u64,
         /// Where the log is.
         folder: String,
@@ -352,6 +361,7 @@ impl VolumeError {
             | Self::RolledBack { .. }
             | Self::SeenDamaged { .. }
             | Self::LogUnknown { .. }
+            | Self::LogUncounted { .. }
             | Self::Log(_)
             | Self::LogDamaged(_)
             | Self::LogRecord { .. } => Kind::Corrupt,

@@ -38,10 +38,14 @@ pub struct NewVolume<'a> {
 
 /// Makes a volume. On `Ok` it exists, closed and empty; on an error there is none, or the one that was there is untouched.
 pub async fn init(env: &Env, new: &NewVolume<'_>) -> Result<Bucket, VolumeError> {
+    init_as(env, new, VolumeId(random_bytes(&*env.random))).await
+}
+
+/// The same, with an id that nothing else ever had.
+pub(super) async fn init_as(env: &Env, new: &NewVolume<'_>, volume: VolumeId) -> Result<Bucket, VolumeError> {
     check(new)?;
     let store = &env.store;
     let epoch = refuse_existing(env).await?;
-    let volume = VolumeId(random_bytes(&*env.random));
     let master = Key::new(random_bytes(&*env.random));
     let protection = match new.secret {
         Secret::Nothing => Protection::Open,

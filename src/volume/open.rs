@@ -103,7 +103,7 @@ pub async fn open_repaired(
     let (newest, plan, identity) = match load_base(&bucket, base).await? {
         same if same.link == newest.link => (newest, plan, identity),
         newer => {
-            let plan = plan_log(&env, &bucket, Some(&local), &newer, agreed).await?;
+            let plan = plan_log(&env, &bucket, Some(&local), &newer, agreed, base.is_some()).await?;
             begin_log(&env, &bucket, &local, &plan)?;
             let identity = note_tenure(&env, &bucket, &local, &plan, &newer, tenure)?;
             (newer, plan, identity)

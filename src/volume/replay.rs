@@ -7,7 +7,7 @@ use wal::Lsn;
 use super::{
     bucket::Bucket,
     env::Local,
-    error::VolumeError,
+    error::{Kind, VolumeError},
     layer::{Content, Layer, Piece},
     log::Opener,
     payload::PayloadMemory,
@@ -26,6 +26,8 @@ pub struct Replayed {
     pub times_ms: Option<(u64, u64)>,
     /// What was cut off at the log's end, which nobody was promised: bytes, and why.
     pub torn: Option<(u64, String)>,
+    /// Why what else is there cannot be counted.
+    pub uncounted: Option<String>,
 }
 
 impl Replayed {
@@ -49,7 +51,8 @@ pub struct LogDamage {
     pub corruption: wal::Corruption,
     /// What is whole before the damage, and joins on to the manifest.
     pub before: Replayed,
-    /// Whether anything joins on: else the log begins above the manifest's end.
+    /// Whether the log can be cut before the damage: not where it begins above the manifest's end, nor where segments
+    /// overlap.
     pub joins: bool,
     /// What can be read beyond the damage, and is no use without what is between.
     pub beyond: Replayed,
@@ -67,7 +70,7 @@ impl fmt::Display for LogDamage {
         if *joins {
             write!(f, "before the damage {} writes ({} bytes) are whole", before.records, before.bytes)?;
         } else {
-            write!(f, "no write joins on to the newest epoch")?;
+            write!(f, "nothing in it is sure to join on to the newest epoch")?;
         }
         if beyond.records > 0 {
             write!(f, "; beyond it {} can be read ({} bytes), of blocks ", beyond.records, beyond.bytes)?;
@@ -117,7 +120,8 @@ pub(super) fn find_damage(
     let floor = Lsn(newest.log.lsn);
     let scan = wal::scan_above(&*local.wal, floor)?;
     let Some(corruption) = damage_above(&scan, floor) else { return Ok(None) };
-    let joins = reaches_back(&scan, floor);
+    // Which of two segments that overlap is the log's cannot be known: nothing is cut there.
+    let joins = reaches_back(&scan, floor) && corruption.what != wal::Damage::Overlap;
     let mut found = LogDamage {
         corruption,
         before: Replayed::default(),
@@ -165,6 +169,9 @@ fn merge(mut runs: Vec<Run>) -> Vec<Run> {
 }
 
 /// What the log holds above `from`; where that is not known, above what its own records call published.
+///
+/// # Errors
+/// `LogUncounted` where it is damaged there: behind the damage may be what only this log has.
 pub(super) fn count_above(
     bucket: &Bucket,
     local: &Local,
@@ -172,7 +179,24 @@ pub(super) fn count_above(
     from: Option<Lsn>,
     size_bytes: u64,
 ) -> Result<Replayed, VolumeError> {
-    let scan = wal::scan(&*local.wal)?;
+    let uncounted = |error: VolumeError| match error.kind() {
+        Kind::Corrupt => VolumeError::LogUncounted { detail: error.to_string() },
+        _ => error,
+    };
+    let scan = wal::scan_above(&*local.wal, from.unwrap_or(Lsn(0)))?;
+    if let Some(damage) = scan.damage.as_ref().filter(|damage| damage.lost) {
+        return Err(uncounted(wal::WalError::Corrupt(damage.clone()).into()));
+    }
+    count(bucket, &scan, log, from, size_bytes).map_err(uncounted)
+}
+
+fn count(
+    bucket: &Bucket,
+    scan: &wal::Scan,
+    log: LogId,
+    from: Option<Lsn>,
+    size_bytes: u64,
+) -> Result<Replayed, VolumeError> {
     let opener = Opener::new(Arc::clone(&bucket.keys), log);
     let mut published = from.unwrap_or(Lsn(0));
     let mut above: Vec<(Lsn, u64, u64)> = Vec::new();

@@ -4,7 +4,8 @@
 //! # Crash consistency
 //! The new volume's header has another name until all is done, so that until then there is no volume of that name. What
 //! was copied stays, and the next attempt writes it again: first the same base, then the same records in the same order,
-//! so the end is the same.
+//! so the end is the same. An attempt with another log or another base is refused: the first half of the new volume's id
+//! is a digest of both.
 //!
 //! # Not handled
 //! Damage in the base epoch: nothing is copied around it, since a copy has no way to say that a range is lost.
@@ -16,11 +17,11 @@ use wal::Lsn;
 
 use super::{
     Volume,
-    bucket::{Bucket, Published},
+    bucket::{Bucket, Published, digest},
     core::Core,
-    env::Env,
+    env::{Env, random_bytes},
     error::VolumeError,
-    init::{NewVolume, init},
+    init::{NewVolume, init_as},
     log::Opener,
     open::{Agreed, open, open_local, read_only_at},
     read::At,
@@ -31,7 +32,7 @@ use super::{
     survey::{Fenced, fenced_log},
 };
 use crate::{
-    format::{names, slot::Argon2},
+    format::{ids::VolumeId, local::LogIdentity, names, slot::Argon2},
     seal::slot::Secret,
     store::{PutMode, renamed::Renamed},
 };
@@ -84,7 +85,7 @@ pub async fn rescue(
     }
     let source = read_only_at(env.clone(), bucket.clone(), destination.settings.clone(), &base, None).await?;
     let (store, secret) = (Arc::clone(&destination.env.store), destination.secret);
-    let target = open_destination(&destination, bucket, &base).await?;
+    let target = open_destination(&destination, bucket, &base, origin(bucket, &identity, &base)).await?;
     let copied_bytes = copy(source.core(), target.core(), &advance).await?;
     let floor = Lsn(base.manifest.log.lsn);
     let scan = wal::scan_above(&*local.wal, floor)?;
@@ -114,11 +115,28 @@ pub async fn rescue(
     Ok(Rescued { base, copied_bytes, replayed })
 }
 
+/// Stands for what is rescued: the first half of the new volume's id. The other half is random, since one log may become
+/// several volumes.
+fn origin(bucket: &Bucket, identity: &LogIdentity, base: &Published) -> [u8; 8] {
+    let mut bytes = b"s3bd rescue".to_vec();
+    bytes.extend(bucket.header.volume.0);
+    bytes.extend(identity.log.0);
+    for (generation, nonce) in &identity.tenures {
+        bytes.extend(generation.0.to_le_bytes());
+        bytes.extend(nonce.to_le_bytes());
+    }
+    bytes.extend(base.link.digest);
+    let mut origin = [0; 8];
+    origin.copy_from_slice(&digest(&bytes)[..8]);
+    origin
+}
+
 /// The new volume under its provisional header: made now, or by an attempt that did not come to its end.
 async fn open_destination(
     destination: &Destination<'_>,
     bucket: &Bucket,
     base: &Published,
+    origin: [u8; 8],
 ) -> Result<Volume, VolumeError> {
     match Bucket::header(&*destination.env.store).await {
         Ok((header, _)) => {
@@ -141,12 +159,14 @@ async fn open_destination(
                 secret: destination.secret,
                 cost: destination.cost,
             };
-            init(&env, &new).await?
+            let mut id: [u8; 16] = random_bytes(&*env.random);
+            id[..8].copy_from_slice(&origin);
+            init_as(&env, &new, VolumeId(id)).await?
         }
         Err(error) => return Err(error),
     };
-    if made.newest_manifest().await?.manifest.size_bytes != size_bytes || made.block_bytes() != block_bytes {
-        let text = "an unfinished rescue of another volume is here: choose another name";
+    if made.header.volume.0[..8] != origin {
+        let text = "an unfinished rescue of another log, or from another epoch, is here: choose another name";
         return Err(VolumeError::Invalid(text.to_owned()));
     }
     let agreed = Agreed { takeover: true, rollback: true, discard: true };

@@ -73,11 +73,10 @@ pub(super) async fn survey(
     base: Option<&Base>,
 ) -> Result<Survey, VolumeError> {
     let newest = load_base(bucket, base).await?;
-    // Who goes on from another base was told what that gives up.
-    if let Some(local) = local.filter(|_| base.is_none()) {
-        check_seen(bucket, local, &newest, agreed)?;
+    if let Some(local) = local {
+        check_seen(bucket, local, &newest, base, agreed)?;
     }
-    let plan = plan_log(env, bucket, local, &newest, agreed).await?;
+    let plan = plan_log(env, bucket, local, &newest, agreed, base.is_some()).await?;
     let claims = bucket.list_claims(None).await?;
     let was_clean = check_in_use(bucket, &newest, claims.last().copied(), &plan.identity, agreed).await?;
     let floor = base.map_or(newest.link.generation, |base| base.floor);
@@ -92,8 +91,15 @@ pub(super) async fn load_base(bucket: &Bucket, base: Option<&Base>) -> Result<Pu
     }
 }
 
-/// Compares the newest manifest with the newest that this host has seen.
-fn check_seen(bucket: &Bucket, local: &Local, newest: &Published, agreed: Agreed) -> Result<(), VolumeError> {
+/// Compares the newest manifest with the newest that this host has seen. Who goes on from another base was told of those
+/// in the bucket that this gives up, but not of one that is gone.
+fn check_seen(
+    bucket: &Bucket,
+    local: &Local,
+    newest: &Published,
+    base: Option<&Base>,
+    agreed: Agreed,
+) -> Result<(), VolumeError> {
     if agreed.rollback {
         return Ok(());
     }
@@ -106,8 +112,12 @@ fn check_seen(bucket: &Bucket, local: &Local, newest: &Published, agreed: Agreed
         Err(error) => return Err(error),
     };
     let found = newest.name();
-    let same = found == (seen.generation, seen.epoch);
-    if found > (seen.generation, seen.epoch) || (same && newest.link.digest == seen.digest) {
+    // Epochs only grow along a line, so a higher generation with a lower epoch did not go on from what was seen: somebody
+    // opened the older copy before.
+    let beyond = found > (seen.generation, seen.epoch) && found.1 > seen.epoch;
+    let same = found == (seen.generation, seen.epoch) && newest.link.digest == seen.digest;
+    let listed = base.is_some_and(|base| base.listed.contains(&(seen.generation, seen.epoch)));
+    if beyond || same || listed {
         return Ok(());
     }
     Err(VolumeError::RolledBack {
@@ -148,13 +158,14 @@ async fn check_in_use(
 }
 
 /// Finds out whether the newest manifest was published from this host's log; if not, whether the log holds anything that
-/// the line of that manifest does not.
+/// the line of that manifest does not. `chosen`: it is not the bucket's newest.
 pub(super) async fn plan_log(
     env: &Env,
     bucket: &Bucket,
     local: Option<&Local>,
     newest: &Published,
     agreed: Agreed,
+    chosen: bool,
 ) -> Result<LogPlan, VolumeError> {
     let fresh = |tenures| LogIdentity { log: LogId(random_bytes(&*env.random)), tenures };
     let new_log = |identity, given_up| LogPlan { identity, belongs: false, given_up };
@@ -162,11 +173,15 @@ pub(super) async fn plan_log(
     let folder = || env.local.describe(bucket.header.volume);
     let Some(identity) = load_identity(bucket, local, agreed)? else {
         // Without an identity there is no log yet. But where one was lost, records are not given up without a word.
-        let records = wal::scan(&*local.wal)?.records;
-        if records > 0 && !agreed.discard {
+        // Nor is what cannot be read, and may have been records: only a log in which nothing was ever written is empty.
+        let scan = wal::scan(&*local.wal)?;
+        let unreadable = scan.damage.map(|damage| damage.to_string());
+        let torn = scan.torn.map(|torn| torn.why.to_string());
+        let (records, uncounted) = (scan.records, unreadable.or(torn));
+        if (records > 0 || uncounted.is_some()) && !agreed.discard {
             return Err(VolumeError::LogUnknown { records, folder: folder() });
         }
-        return Ok(new_log(fresh(Vec::new()), Replayed { records, ..Replayed::default() }));
+        return Ok(new_log(fresh(Vec::new()), Replayed { records, uncounted, ..Replayed::default() }));
     };
     // Of an older copy of the bucket, what comes next may be gone from the log: then the log continues another line.
     let joins = |floor| Ok::<_, VolumeError>(reaches_back(&wal::scan_above(&*local.wal, floor)?, floor));
@@ -180,11 +195,14 @@ pub(super) async fn plan_log(
         });
     }
     let left = left_line_at(bucket, newest, &identity).await?;
-    let left_at = left.map(|left| Lsn(left.manifest.log.lsn));
+    // What the log itself calls published went into a line that may be gone with an older copy, or with what is damaged:
+    // then all that it holds counts.
+    let untold = (agreed.rollback || chosen).then_some(Lsn(0));
+    let left_at = left.map(|left| Lsn(left.manifest.log.lsn)).or(untold);
     let lost = match count_above(bucket, local, identity.log, left_at, newest.manifest.size_bytes) {
         Err(error) if agreed.discard => {
             tracing::warn!(%error, "the log cannot be read, and is given up");
-            Replayed::default()
+            Replayed { uncounted: Some(error.to_string()), ..Replayed::default() }
         }
         lost => lost?,
     };
@@ -312,8 +330,12 @@ pub(super) fn begin_log(
         return Ok(());
     }
     let clear = || {
-        for name in local.wal.list()? {
-            local.wal.remove(&name)?;
+        let mut names = local.wal.list()?;
+        // The newest first, each for good: what a crash leaves is then a whole log, and is counted again.
+        names.sort_unstable();
+        for name in names.iter().rev() {
+            local.wal.remove(name)?;
+            local.wal.sync()?;
         }
         local.wal.sync()
     };

@@ -314,6 +314,10 @@ async fn the_writers_own_log_goes_on_top_of_what_its_objects_add_up_to() {
     history.names("manifests/").iter().for_each(|name| history.remove(name));
     let repair = Repair { base: Some(history.rebuild().await.unwrap().base), ..Repair::default() };
     let agreed = Agreed { takeover: true, ..Agreed::default() };
+    // The manifest that this host put last is gone: whether anything is lost with it cannot be known.
+    let refused = history.open(&disks, agreed, &repair).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::RolledBack { .. }), "{refused}");
+    let agreed = Agreed { rollback: true, ..agreed };
     let (volume, report) = history.open(&disks, agreed, &repair).await.unwrap();
     assert!(report.has_log && report.replayed.records == 1, "{report:?}");
     assert_eq!(content(&volume).await, wanted);
@@ -388,12 +392,16 @@ fn damage_record(disks: &Disks, step: u64) {
     let scan = wal::scan(&disks.wal).unwrap();
     let records: Vec<_> =
         scan.records(scan.start).map(Result::unwrap).filter(|record| record.kind == 1).collect();
-    let record = &records[records.len() - 30 + step as usize];
+    flip_record(disks, records[records.len() - 30 + step as usize].lsn.0);
+}
+
+/// Damages the record at this LSN, in the segment that holds it.
+fn flip_record(disks: &Disks, lsn: u64) {
     let names = disks.wal.list().unwrap();
     let first = |name: &str| u64::from_str_radix(name.strip_suffix(".wal")?, 16).ok();
     let segments = names.iter().filter_map(|name| Some((first(name)?, name)));
-    let (first, name) = segments.filter(|(first, _)| *first <= record.lsn.0).max().unwrap();
-    assert!(disks.wal.flip_bit(name, record.lsn.0 - first + 40, 3));
+    let (first, name) = segments.filter(|(first, _)| *first <= lsn).max().unwrap();
+    assert!(disks.wal.flip_bit(name, lsn - first + 40, 3));
 }
 
 #[tokio::test(start_paused = true)]
@@ -489,4 +497,50 @@ async fn an_older_copy_of_ones_own_state_is_not_called_another_writer() {
     let mut other = other;
     let refused = other.rig.open(0, Agreed::default()).await.unwrap_err();
     assert!(refused.to_string().contains("another writer (a new host)"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fenced_log_with_a_damaged_record_is_not_given_up_without_a_word() {
+    for back in [23, 31] {
+        let mut history = with_a_log_of(30).await;
+        let disks = history.rig.hosts[0].clone();
+        let (volume, _) = history.open(&Disks::new(), WHATEVER, &Repair::default()).await.unwrap();
+        volume.close().await.unwrap();
+        let scan = wal::scan(&disks.wal).unwrap();
+        let writes: Vec<_> =
+            scan.records(scan.start).map(Result::unwrap).filter(|record| record.kind == 1).collect();
+        // An overtaken one, or one that both lines have: then what is above can still be counted.
+        flip_record(&disks, writes[writes.len() - back].lsn.0);
+        let refused = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap_err();
+        match back {
+            23 => assert!(matches!(refused, VolumeError::LogUncounted { .. }), "{refused}"),
+            _ => assert!(matches!(refused, VolumeError::Diverged { records: 30, .. }), "{refused}"),
+        }
+        assert!(refused.to_string().contains("--discard"), "{refused}");
+        let (_, report) = history.open(&disks, WHATEVER, &Repair::default()).await.unwrap();
+        assert_eq!(report.given_up.uncounted.is_some(), back == 23, "{:?}", report.given_up);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollback_that_another_host_went_on_from_is_found() {
+    let mut history = History::of_cuts(160, 2).await;
+    let old = history.memory().snapshot();
+    let disks = history.rig.hosts[0].clone();
+    let (volume, _) = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap();
+    let mut prng = Prng::new(161);
+    for _ in 0..4 {
+        history.cut(&volume, &mut prng).await;
+    }
+    volume.close().await.unwrap();
+    drop(volume);
+    history.memory().restore(old);
+    // Twice, so that its generation is above all that was seen.
+    let other = Disks::new();
+    for _ in 0..2 {
+        let (volume, _) = history.open(&other, WHATEVER, &Repair::default()).await.unwrap();
+        volume.close().await.unwrap();
+    }
+    let refused = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::RolledBack { .. }), "{refused}");
 }

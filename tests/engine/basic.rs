@@ -119,8 +119,14 @@ async fn an_older_bucket_is_refused_until_the_user_agrees() {
     let refused = reopen(&store, &disks, 8).await.unwrap_err();
     assert!(matches!(refused, VolumeError::RolledBack { .. }), "{refused}");
     let agreed = Agreed { rollback: true, ..Agreed::default() };
-    let mine = env(std::sync::Arc::new(store.clone()), &disks, 9, "here");
-    let (volume, _) = open_with(mine, small_settings(), agreed).await.unwrap();
+    let opening = |seed, agreed| {
+        let mine = env(std::sync::Arc::new(store.clone()), &disks, seed, "here");
+        open_with(mine, small_settings(), agreed)
+    };
+    // The log still has it, and nothing else has.
+    let refused = opening(9, agreed).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::Diverged { records: 1, .. }), "{refused}");
+    let (volume, _) = opening(10, Agreed { discard: true, ..agreed }).await.unwrap();
     assert_eq!(read(&volume, 0, 3).await, [0; 3], "as it was then");
 }
 

@@ -135,3 +135,20 @@ async fn a_rescue_may_be_interrupted_at_any_operation_and_run_again() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_unfinished_rescue_is_not_continued_with_another_log() {
+    let (history, other) = (with_a_fenced_writer(150, 1).await, with_a_fenced_writer(151, 1).await);
+    let mut new = Elsewhere::new();
+    new.faulty.set_crash_after(Some(8));
+    let cut = tokio::time::timeout(Duration::from_secs(3600), new.rescue(&history)).await;
+    assert!(!matches!(cut, Ok(Ok(_))));
+    new.faulty.set_crash_after(None);
+    new.disks = new.disks.crash(1);
+    let unfinished = Bucket::header(&new.memory).await;
+    assert!(matches!(unfinished, Err(VolumeError::Unfinished)), "it was begun");
+    let refused = new.rescue(&other).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::Invalid(_)), "{refused}");
+    new.rescue(&history).await.unwrap();
+    assert!(new.content().await == wanted(&history));
+}

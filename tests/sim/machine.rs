@@ -171,7 +171,9 @@ impl Machine {
     ) {
         let newest = &report.newest;
         let found = (newest.generation.0, newest.epoch.0);
-        assert!(agreed.rollback || found >= self.seen, "opened {found:?}, and has seen {:?}", self.seen);
+        let goes_on =
+            found == self.seen || (found > self.seen && found.1 > self.seen.1) || self.seen == (0, 0);
+        assert!(agreed.rollback || goes_on, "opened {found:?}, and has seen {:?}", self.seen);
         let key = self.tenure();
         let size_bytes = self.common.size_bytes as u32;
         let image = tokio::select! {
