@@ -260,7 +260,7 @@ impl Publisher {
 
     /// Whether the active layer is to be closed now.
     fn is_cut_due(&self) -> bool {
-        if self.cuts.len() >= CUTS_MAX {
+        if self.cuts.len() >= CUTS_MAX || self.are_cuts_held() {
             return false;
         }
         if self.checkpointed.is_some() && self.cuts.is_empty() {
@@ -275,9 +275,14 @@ impl Publisher {
             || since.elapsed() >= self.core.settings.cut_age_max()
     }
 
+    /// Whether cuts wait for their release. Closing does not: it would have no end.
+    fn are_cuts_held(&self) -> bool {
+        self.core.are_cuts_held() && !*self.closing.borrow()
+    }
+
     /// When the active layer becomes due by its age.
     fn cut_due_at(&self) -> Option<Instant> {
-        if self.cuts.len() >= CUTS_MAX {
+        if self.cuts.len() >= CUTS_MAX || self.are_cuts_held() {
             return None;
         }
         self.core.state().active_since.map(|since| since + self.core.settings.cut_age_max())

@@ -25,18 +25,26 @@ pub struct Applied {
 /// this host's log, stays as it is. Dropped or killed at any point, it leaves a volume for which another plan can be made.
 ///
 /// # Errors
-/// What ends the tenure. Steps that fail by themselves are in the report.
+/// What ends the tenure, and maps that cannot be laid: then the volume is to be dropped and not closed, since closing
+/// publishes what the log holds onto the damaged ones. Other steps that fail by themselves are in the report.
 pub async fn apply(volume: &Volume, plan: &Plan, progress: &dyn Progress) -> Result<Applied, VolumeError> {
     progress.begin(Stage::Repair, Some(plan.steps.len() as u64));
     let mut applied = Applied::default();
     for step in &plan.steps {
+        if !matches!(step, Step::EarlierMaps { .. }) {
+            // The maps are the first step. What is written anew goes through the log, which may need room.
+            volume.core().release_cuts();
+        }
         match carry_out(volume, step, &mut applied).await {
             Ok(()) => {}
-            Err(error) if error.is_damage() => applied.failed.push(error.to_string()),
+            Err(error) if error.is_damage() && !matches!(step, Step::EarlierMaps { .. }) => {
+                applied.failed.push(error.to_string())
+            }
             Err(error) => return Err(error),
         }
         progress.advance(1);
     }
+    volume.core().release_cuts();
     Ok(applied)
 }
 
