@@ -367,3 +367,26 @@ async fn what_the_log_holds_of_a_block_is_completed_from_the_mended_maps() {
     let report = check_at(Arc::new(store), ALL).await;
     assert!(wrong(&report).is_empty(), "{report:#?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_whole_again_is_not_marked_as_lost() {
+    let (store, disks) = rich_and_its_host().await;
+    let disks = Disks { cache: SimDisk::new(), ..disks };
+    let anatomy = Anatomy::of(&store).await;
+    let runs: Vec<Run> = anatomy.extents.iter().map(|(run, _)| *run).collect();
+    let before = content(&store, &runs).await;
+    let damage = Damage::Frame(Which::Live, Inside::FlippedFirst);
+    store.restore(damage.apply(&anatomy, &Memory::new().snapshot()));
+    let report = check_at(Arc::new(store.clone()), ALL).await;
+    let env = env(Arc::new(store.clone()), &disks, 40, "here");
+    let bucket = unlock(&store).await;
+    let plan = prepare(&env, &bucket, &report).await.unwrap();
+    assert!(matches!(plan.steps[..], [Step::MarkLost { .. }]), "{plan:#?}");
+    store.restore(anatomy.contents.clone());
+    let volume = begin(env, bucket, small_settings(), &plan).await.unwrap();
+    let applied = apply(&volume, &plan, &()).await.unwrap();
+    volume.close().await.unwrap();
+    assert_eq!(applied.lost_bytes, 0);
+    assert!(matches!(&applied.failed[..], [text] if text.contains("whole again")), "{applied:?}");
+    assert!(content(&store, &runs).await == before);
+}
