@@ -631,7 +631,15 @@ async fn gather(
                     parts.iter().for_each(|part| plain.extend_from_slice(part));
                     kept.push(Run { block, count: 1 });
                 }
-                Err(error) if error.is_damage() => lost.push(Run { block, count: 1 }),
+                Err(error) if error.is_damage() => {
+                    // Its acknowledged part goes, too: whoever asks how the volume does is told.
+                    let text = format!(
+                        "block {block} was written in part, cannot be completed and is unreadable until it is overwritten: \
+                         {error}"
+                    );
+                    core.noted.note(text, core.env.clock.now_ms());
+                    lost.push(Run { block, count: 1 });
+                }
                 Err(error) => return Err(error),
             }
         }
