@@ -15,6 +15,7 @@ use crate::{
     volume::{
         bucket::Bucket,
         env::Env,
+        error::VolumeError,
         open::{Agreed, Repair, inspect},
         settings::Settings,
     },
@@ -48,9 +49,14 @@ pub(super) async fn repair(
     options: &Options,
     mode: Mode,
 ) -> anyhow::Result<Outcome> {
-    let unlocked = Bucket::unlock(Arc::clone(&env.store), secret).await;
-    // Without header and keys there is no repair, as the findings say.
-    let Ok(bucket) = unlocked else { return Ok(Outcome::default()) };
+    let bucket = match Bucket::unlock(Arc::clone(&env.store), secret).await {
+        Ok(bucket) => bucket,
+        // Without header and keys there is no repair, as the findings say.
+        Err(VolumeError::Damaged { .. } | VolumeError::NoSlot { .. } | VolumeError::NoVolume) => {
+            return Ok(Outcome::default());
+        }
+        Err(error) => return Err(error).with_context(|| name.to_owned()),
+    };
     let plan = prepare(env, &bucket, report).await.with_context(|| name.to_owned())?;
     if !mode.json {
         show(name, &plan);
@@ -122,7 +128,9 @@ async fn carry_out(env: Env, bucket: Bucket, name: &str, plan: &Plan) -> anyhow:
     };
     bar.clear();
     let Some(applied) = applied else {
-        anyhow::bail!("{name}: interrupted: the volume is as whole as before; run it again");
+        anyhow::bail!(
+            "{name}: interrupted: what was mended or marked as unreadable so far may stay; run it again for the rest"
+        );
     };
     let mut applied = applied.with_context(|| name.to_owned())?;
     close(&volume, &mut signals, name).await?;

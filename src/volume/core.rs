@@ -1,6 +1,9 @@
 //! The parts of an open volume that its tasks share.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock,
+    atomic::{AtomicBool, Ordering},
+};
 
 use tokio::sync::{Notify, Semaphore, watch};
 use wal::Lsn;
@@ -42,6 +45,8 @@ pub struct Core {
     pub upload_slots: Semaphore,
     /// Cuts up to this LSN are wanted at once.
     cut_to: Mutex<Lsn>,
+    /// No cut is closed, whatever is due.
+    cuts_held: AtomicBool,
     streams: Mutex<Streams>,
     moving: Mutex<Vec<PageAt>>,
     rebased: Mutex<Option<Rebased>>,
@@ -88,6 +93,7 @@ impl Core {
             cut_wanted: Notify::new(),
             upload_slots: Semaphore::new(uploads_max),
             cut_to: Mutex::default(),
+            cuts_held: AtomicBool::new(false),
             streams: Mutex::default(),
             moving: Mutex::default(),
             rebased: Mutex::default(),
@@ -125,6 +131,23 @@ impl Core {
         *wanted = (*wanted).max(lsn);
         drop(wanted);
         self.cut_wanted.notify_one();
+    }
+
+    /// Closes no cut until they are released: a block that was written in part would be completed from maps that are about
+    /// to be mended, and count as lost.
+    pub(super) fn hold_cuts(&self) {
+        self.cuts_held.store(true, Ordering::Release);
+    }
+
+    /// Cuts are closed again when they are due.
+    pub fn release_cuts(&self) {
+        self.cuts_held.store(false, Ordering::Release);
+        self.cut_wanted.notify_one();
+    }
+
+    /// Whether no cut is closed.
+    pub(super) fn are_cuts_held(&self) -> bool {
+        self.cuts_held.load(Ordering::Acquire)
     }
 
     /// The streams of reads.

@@ -74,6 +74,8 @@ pub struct Repair {
     pub base: Option<Base>,
     /// End a damaged log before its damage.
     pub cut_log: bool,
+    /// Close no cut before [`Core::release_cuts`], or before the volume is closed.
+    pub hold_cuts: bool,
 }
 
 /// Opens the volume for writing.
@@ -161,6 +163,10 @@ pub async fn open_repaired(
     let log =
         Log::start(log, (identity.log, &tag), Arc::clone(&bucket.keys), Arc::clone(&payloads), &settings);
     let core = Core::new(env, bucket, settings, frames, Some(Arc::new(log)), payloads, state);
+    // Before there is a publisher, which would look at once.
+    if repair.hold_cuts {
+        core.hold_cuts();
+    }
     let core = Arc::new(core);
     core.published.advance(position);
     let name = first.link;

@@ -260,7 +260,7 @@ impl Publisher {
 
     /// Whether the active layer is to be closed now.
     fn is_cut_due(&self) -> bool {
-        if self.cuts.len() >= CUTS_MAX {
+        if self.cuts.len() >= CUTS_MAX || self.are_cuts_held() {
             return false;
         }
         if self.checkpointed.is_some() && self.cuts.is_empty() {
@@ -275,9 +275,14 @@ impl Publisher {
             || since.elapsed() >= self.core.settings.cut_age_max()
     }
 
+    /// Whether cuts wait for their release. Closing does not: it would have no end.
+    fn are_cuts_held(&self) -> bool {
+        self.core.are_cuts_held() && !*self.closing.borrow()
+    }
+
     /// When the active layer becomes due by its age.
     fn cut_due_at(&self) -> Option<Instant> {
-        if self.cuts.len() >= CUTS_MAX {
+        if self.cuts.len() >= CUTS_MAX || self.are_cuts_held() {
             return None;
         }
         self.core.state().active_since.map(|since| since + self.core.settings.cut_age_max())
@@ -626,7 +631,15 @@ async fn gather(
                     parts.iter().for_each(|part| plain.extend_from_slice(part));
                     kept.push(Run { block, count: 1 });
                 }
-                Err(error) if error.is_damage() => lost.push(Run { block, count: 1 }),
+                Err(error) if error.is_damage() => {
+                    // Its acknowledged part goes, too: whoever asks how the volume does is told.
+                    let text = format!(
+                        "block {block} was written in part, cannot be completed and is unreadable until it is overwritten: \
+                         {error}"
+                    );
+                    core.noted.note(text, core.env.clock.now_ms());
+                    lost.push(Run { block, count: 1 });
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -329,3 +329,64 @@ async fn a_plan_is_for_one_epoch_alone() {
         other => panic!("{other:?}"),
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_the_log_holds_of_a_block_is_completed_from_the_mended_maps() {
+    let (store, disks) = rich_and_its_host().await;
+    let anatomy = Anatomy::of(&store).await;
+    let runs: Vec<Run> = anatomy.extents.iter().map(|(run, _)| *run).collect();
+    let mut expected = content(&store, &runs).await;
+    let writer = env(Arc::new(store.clone()), &disks, 39, "here");
+    let (volume, _) = open_with(writer, small_settings(), Agreed::default()).await.unwrap();
+    for (block, bytes) in &mut expected {
+        if runs.iter().any(|run| run.block == *block) {
+            volume.write(*block * u64::from(BLOCK_BYTES), vec![7; 100].into(), false).await.unwrap();
+            let mut patched = bytes.as_ref().unwrap().to_vec();
+            patched[..100].fill(7);
+            *bytes = Some(patched.into());
+        }
+    }
+    volume.flush().await.unwrap();
+    drop(volume);
+    let anatomy = Anatomy::of(&store).await;
+    let disks = Disks { cache: SimDisk::new(), ..disks };
+    let damage = Damage::Page(MapKind::Blocks, Height::Leaf, Inside::Garbage);
+    let store = restored(damage.apply(&anatomy, &Memory::new().snapshot()));
+    let report = check_at(Arc::new(store.clone()), ALL).await;
+    let env = env(Arc::new(store.clone()), &disks, 40, "here");
+    let bucket = unlock(&store).await;
+    let plan = prepare(&env, &bucket, &report).await.unwrap();
+    assert!(matches!(plan.steps[0], Step::EarlierMaps { .. }), "{plan:#?}");
+    let volume = begin(env, bucket, small_settings(), &plan).await.unwrap();
+    // A cut is due by its age long since.
+    tokio::time::sleep(std::time::Duration::from_secs(600)).await;
+    let applied = apply(&volume, &plan, &()).await.unwrap();
+    assert!(applied.failed.is_empty(), "{applied:?}");
+    volume.close().await.unwrap();
+    assert!(content(&store, &runs).await == expected);
+    let report = check_at(Arc::new(store), ALL).await;
+    assert!(wrong(&report).is_empty(), "{report:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_whole_again_is_not_marked_as_lost() {
+    let (store, disks) = rich_and_its_host().await;
+    let disks = Disks { cache: SimDisk::new(), ..disks };
+    let anatomy = Anatomy::of(&store).await;
+    let runs: Vec<Run> = anatomy.extents.iter().map(|(run, _)| *run).collect();
+    let before = content(&store, &runs).await;
+    let damage = Damage::Frame(Which::Live, Inside::FlippedFirst);
+    store.restore(damage.apply(&anatomy, &Memory::new().snapshot()));
+    let report = check_at(Arc::new(store.clone()), ALL).await;
+    let env = env(Arc::new(store.clone()), &disks, 40, "here");
+    let bucket = unlock(&store).await;
+    let plan = prepare(&env, &bucket, &report).await.unwrap();
+    assert!(matches!(plan.steps[..], [Step::MarkLost { .. }]), "{plan:#?}");
+    store.restore(anatomy.contents.clone());
+    let volume = begin(env, bucket, small_settings(), &plan).await.unwrap();
+    let applied = apply(&volume, &plan, &()).await.unwrap();
+    volume.close().await.unwrap();
+    assert_eq!(applied.lost_bytes, 0);
+    assert!(matches!(&applied.failed[..], [text] if text.contains("whole again")), "{applied:?}");
+    assert!(content(&store, &runs).await == before);
+}

@@ -4,7 +4,11 @@ use serde::Serialize;
 
 use super::plan::{Plan, Step};
 use crate::{
-    fsck::progress::{Progress, Stage},
+    format::ids::FrameRef,
+    fsck::{
+        detail::FrameAt,
+        progress::{Progress, Stage},
+    },
     volume::{Volume, error::VolumeError},
 };
 
@@ -17,7 +21,7 @@ pub struct Applied {
     pub lost_bytes: u64,
     /// Pages written anew.
     pub moved_pages: u64,
-    /// What could not be done, in words: the copy that the plan counted on is gone.
+    /// What was not done, in words: the copy that the plan counted on is gone, or what it gave up is whole again.
     pub failed: Vec<String>,
 }
 
@@ -25,18 +29,26 @@ pub struct Applied {
 /// this host's log, stays as it is. Dropped or killed at any point, it leaves a volume for which another plan can be made.
 ///
 /// # Errors
-/// What ends the tenure. Steps that fail by themselves are in the report.
+/// What ends the tenure, and maps that cannot be laid: then the volume is to be dropped and not closed, since closing
+/// publishes what the log holds onto the damaged ones. Other steps that fail by themselves are in the report.
 pub async fn apply(volume: &Volume, plan: &Plan, progress: &dyn Progress) -> Result<Applied, VolumeError> {
     progress.begin(Stage::Repair, Some(plan.steps.len() as u64));
     let mut applied = Applied::default();
     for step in &plan.steps {
+        if !matches!(step, Step::EarlierMaps { .. }) {
+            // The maps are the first step. What is written anew goes through the log, which may need room.
+            volume.core().release_cuts();
+        }
         match carry_out(volume, step, &mut applied).await {
             Ok(()) => {}
-            Err(error) if error.is_damage() => applied.failed.push(error.to_string()),
+            Err(error) if error.is_damage() && !matches!(step, Step::EarlierMaps { .. }) => {
+                applied.failed.push(error.to_string())
+            }
             Err(error) => return Err(error),
         }
         progress.advance(1);
     }
+    volume.core().release_cuts();
     Ok(applied)
 }
 
@@ -50,7 +62,13 @@ async fn carry_out(volume: &Volume, step: &Step, applied: &mut Applied) -> Resul
         }
         Step::MarkLost { at, blocks } => {
             for run in &blocks.runs {
-                applied.lost_bytes += core.mark_lost(*run, at).await?;
+                match core.mark_lost(*run, at).await? {
+                    Some(bytes) => applied.lost_bytes += bytes,
+                    None => {
+                        applied.failed.push(whole_again(at));
+                        break;
+                    }
+                }
             }
         }
         Step::EarlierMaps { maps } => core.rebase(maps).await?,
@@ -58,7 +76,14 @@ async fn carry_out(volume: &Volume, step: &Step, applied: &mut Applied) -> Resul
             core.moving().push(*page);
             applied.moved_pages += 1;
         }
-        Step::LosePage { run, .. } => applied.lost_bytes += core.mark_unmapped_lost(*run)?,
+        Step::LosePage { page, run } => match core.mark_unmapped_lost(*page, *run).await? {
+            Some(bytes) => applied.lost_bytes += bytes,
+            None => applied.failed.push(whole_again(&page.frame)),
+        },
     }
     Ok(())
+}
+
+fn whole_again(frame: &FrameRef) -> String {
+    format!("{}: whole again, so nothing was marked as lost: run s3bd fsck again", FrameAt::from(frame))
 }

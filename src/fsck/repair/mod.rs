@@ -10,7 +10,9 @@
 //!
 //! # Crash consistency
 //! The bucket is changed by manifests alone. A repair that ends early, at whatever point, leaves a volume that can be opened, and is
-//! run again: what was done already is found whole.
+//! run again: what was done already is found whole. A block that the log holds in part is completed from the maps when its cut
+//! is published, so no cut is closed before the maps that the plan goes on with are laid: through a damaged page the rest
+//! of the block would be lost for good, and the log trimmed.
 //!
 //! # Not handled
 //! A newest manifest or an index that it lists: `recover`. Claims, the header, key slots, the object table's figures: they have no
@@ -38,7 +40,7 @@ use crate::{
         bucket::Bucket,
         env::{Env, Threads},
         error::VolumeError,
-        open::{Agreed, open},
+        open::{Agreed, Repair, open_repaired},
         settings::Settings,
         walk::Direct,
     },
@@ -75,7 +77,8 @@ fn cache_bytes_max(cache: &dyn Disk) -> u64 {
     found.saturating_mul(2).saturating_add(CACHE_BYTES_SPARE)
 }
 
-/// Opens the volume to carry out `plan`: with a claim, as any writer does.
+/// Opens the volume to carry out `plan`: with a claim, as any writer does. Nothing is published before [`apply()`] has laid
+/// the plan's maps, or the volume is closed.
 ///
 /// # Errors
 /// Those of opening, `InUse` among them; `Invalid` where the volume was written to since the plan was made.
@@ -89,12 +92,17 @@ pub async fn begin(env: Env, bucket: Bucket, settings: Settings, plan: &Plan) ->
     // The cache must be there at the first read: it is loaded before `open` returns.
     let env = Env { threads: Threads::Inline, ..env };
     let settings = Settings { cache_bytes_max, ..settings };
-    let (volume, report) = open(env, bucket, settings, Agreed::default()).await?;
+    // What the log holds is published onto the mended maps alone: `apply` releases it.
+    let held = Repair { hold_cuts: true, ..Repair::default() };
+    let (volume, report) = open_repaired(env, bucket, settings, Agreed::default(), &held).await?;
     let newest = (report.newest.generation, report.newest.epoch);
     if newest == (plan.generation, plan.epoch) {
         return Ok(volume);
     }
-    volume.close().await?;
+    // Closing publishes what the log holds, onto maps that another plan may mend: then it stays in the log.
+    if report.replayed.records == 0 {
+        volume.close().await?;
+    }
     Err(VolumeError::Invalid(
         "the volume was written to since the plan was made, and nothing was mended: run it again".to_owned(),
     ))
