@@ -71,8 +71,12 @@ pub(crate) fn recover_scan_rebuilds_a_volume_without_manifests(kind: Kind) {
     }
     host.fail_to_open(&volume, &[]).failed(7, &["no usable manifest", "s3bd recover"]);
     host.run("recover", &[&volume]).failed(7, &["--scan"]);
-    asked(&host.run("recover", &[&volume, "--scan"]), 7, "4.0 MiB of it used");
-    host.run("recover", &[&volume, "--scan", "--yes"]).done();
+    // This host has seen the manifest of the close, which no object tells of.
+    let refused = host.run("recover", &[&volume, "--scan"]);
+    assert!(refused.code == Some(8) && refused.stderr.contains("--accept-rollback"), "{refused:?}");
+    let scan = [&*volume, "--scan", "--accept-rollback"];
+    asked(&host.run("recover", &scan), 7, "4.0 MiB of it used");
+    host.run("recover", &[&scan[..], &["--yes"]].concat()).done();
     let other = Host::new(&fixture);
     let server = other.open(&volume, &[]);
     qemu_io(
