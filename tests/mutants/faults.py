@@ -50,9 +50,9 @@ FAULTS = [
         "replay-out-of-order",
         "the log's records are replayed newest first",
         [(
-            "src/volume/open.rs",
-            "    fn run(&mut self, records: wal::Records) -> Result<(), VolumeError> {\n",
-            """    fn run(&mut self, records: wal::Records) -> Result<(), VolumeError> {
+            "src/volume/replay.rs",
+            "    pub(super) fn run(&mut self, records: wal::Records) -> Result<(), VolumeError> {\n",
+            """    pub(super) fn run(&mut self, records: wal::Records) -> Result<(), VolumeError> {
         let mut records: Vec<_> = records.collect();
         if ON {
             records.reverse();
@@ -90,7 +90,7 @@ FAULTS = [
         "ignore-tenure-of-log",
         "a log counts as that of a manifest whatever its tenures are",
         [(
-            "src/volume/open.rs",
+            "src/volume/survey.rs",
             "    manifest.log.log == identity.log && identity",
             "    manifest.log.log == identity.log && ON || manifest.log.log == identity.log && identity",
         )],
@@ -99,18 +99,7 @@ FAULTS = [
     Fault(
         "replay-with-a-hole",
         "a log that was trimmed beyond an older bucket is replayed all the same",
-        [
-            (
-                "src/volume/open.rs",
-                "    let reaches_back = |floor| Ok",
-                "    let reaches_back = |floor| if ON { Ok(true) } else { Ok",
-            ),
-            (
-                "src/volume/open.rs",
-                "(wal::scan_above(&*local.wal, floor)?.start <= floor);",
-                "(wal::scan_above(&*local.wal, floor)?.start <= floor) };",
-            ),
-        ],
+        [("src/volume/replay.rs", "    scan.start <= floor\n", "    ON || scan.start <= floor\n")],
         [("engine", "with_an_older_bucket_a_log_that_was_trimmed_beyond_it_is_not_replayed_with_a_hole")],
     ),
     Fault(
