@@ -127,7 +127,7 @@ FAULTS = [
                 "            .decrypt_inout_detached(&nonce(number).into(), if ON { &[] } else { aad },",
             ),
         ],
-        [("fsck", "each_damage_gives_exactly_its_finding")],
+        [("format_doc", "document_shows_what_the_encoders_write")],
     ),
     Fault(
         "flush-before-publish",
