@@ -1,12 +1,13 @@
 //! `s3bd key`: the secrets that open a volume.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::{
+    confirm::confirm,
     exit,
     new_secret::{CostArgs, NewSecretArgs, parse_label},
     say,
@@ -268,7 +269,7 @@ impl Remove {
             Err(_) => format!("the damaged key slot {id}"),
         };
         let own = if slot.name == unlocked.slot { ", the one whose secret was just given" } else { "" };
-        if !self.yes && !confirm(&format!("{name}: remove {what}{own}?"))? {
+        if !self.yes && !confirm(&name, &format!("remove {what}{own}?"), exit::USAGE)? {
             anyhow::bail!("{name}: nothing was changed");
         }
         slots::remove(&outside.env, &unlocked.header, &slot.name).await.with_context(|| name.clone())?;
@@ -276,19 +277,6 @@ impl Remove {
         warn_of_old_versions(&outside, &name, &id).await;
         Ok(())
     }
-}
-
-/// Asks on the terminal.
-fn confirm(question: &str) -> anyhow::Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        return Err(exit::usage("this asks before it goes on: say --yes where there is no terminal"));
-    }
-    let mut err = std::io::stderr().lock();
-    write!(err, "{question} [y/N] ")?;
-    err.flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 async fn warn_of_old_versions(outside: &Outside, name: &str, id: &str) {

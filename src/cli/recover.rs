@@ -105,7 +105,9 @@ impl Recover {
             return Ok(());
         }
         for Loss { question, code } in losses.iter().filter(|_| !self.yes) {
-            confirm(&name, question, *code)?;
+            if !confirm(&name, question, *code)? {
+                return Err(CliError { code: *code, text: format!("{name}: nothing was changed") }.into());
+            }
         }
         self.publish(outside.env, bucket, &repair).await
     }

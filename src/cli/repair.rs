@@ -1,11 +1,11 @@
 //! `s3bd fsck --repair`: shows the plan, asks, carries it out, and checks again.
 
-use std::{io::IsTerminal, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Context;
 use serde::Serialize;
 
-use super::{exit, fsck::Bar, open::close, say, serve::Signals, size::show_size, tell};
+use super::{confirm::confirm, exit, fsck::Bar, open::close, say, serve::Signals, size::show_size, tell};
 use crate::{
     fsck::{
         Options, Report, check,
@@ -70,7 +70,7 @@ pub(super) async fn repair(
     }
     // Whether this host may have the volume, before anybody is asked.
     inspect(env, &bucket, Agreed::default(), &Repair::default()).await.with_context(|| name.to_owned())?;
-    if !mode.yes && !ask(name).await? {
+    if !mode.yes && !confirm(name, "carry this out?", exit::USAGE)? {
         say(format_args!("{name}: nothing was changed"));
         return Ok(outcome);
     }
@@ -93,21 +93,6 @@ fn show(name: &str, plan: &Plan) {
         plan.steps.len(),
         plan.left.len()
     ));
-}
-
-async fn ask(name: &str) -> anyhow::Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        return Err(exit::usage(format!(
-            "{name}: there is no terminal to ask on: --yes carries the repair out, --dry-run only shows it"
-        )));
-    }
-    tell(format_args!("{name}: carry this out? [y/N]"));
-    let answer = tokio::task::spawn_blocking(|| {
-        let mut line = String::new();
-        std::io::stdin().read_line(&mut line).map(|_| line)
-    });
-    let answer = answer.await.context("cannot read the answer")?.context("cannot read the answer")?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// Opens the volume, mends, and closes it. A signal ends it at once; what was done is in the log, and the next repair
