@@ -14,6 +14,7 @@ mod open;
 mod progress;
 mod recover;
 mod repair;
+mod resize;
 mod secret;
 mod serve;
 mod served;
@@ -60,6 +61,8 @@ enum Command {
     /// List, add, remove and change the secrets that open a volume.
     #[command(subcommand)]
     Key(key::Key),
+    /// Make a volume larger or smaller, also while it is open and in use on this host.
+    Resize(resize::Resize),
     /// Say how the open server of a volume on this host does, and how far behind its bucket is.
     Status(status::Status),
     /// Wait until everything that the open server on this host has acknowledged is in the bucket.
@@ -93,6 +96,7 @@ pub fn main() -> ExitCode {
             Command::Fsck(command) => return command.run().await,
             Command::Info(command) => command.run().await,
             Command::Key(command) => command.run().await,
+            Command::Resize(command) => command.run().await,
             Command::Status(command) => command.run().await,
             Command::Sync(command) => command.run().await,
         }

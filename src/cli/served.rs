@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{target::Target, tell};
+use super::{resize::plan, target::Target, tell};
 use crate::{
     control::{
-        Answer, ControlSocket, Hello, Limits, Progress, Refusal, RefusalKind, Request, Server, Service,
-        Status, StoreStatus, Working,
+        Answer, ControlSocket, Hello, Limits, Progress, Refusal, RefusalKind, Request, Resized, Server,
+        Service, Status, StoreStatus, Working,
     },
     nbd::Clients,
     store::{
@@ -87,6 +87,16 @@ impl Served {
         }
     }
 
+    /// The new size, or what it would discard.
+    async fn resize(&self, from_bytes: u64, size_bytes: u64, dry_run: bool) -> Result<Resized, VolumeError> {
+        let clients = self.clients.list().len() as u64;
+        if dry_run {
+            return Ok(Resized { clients, ..plan(self.volume.core(), size_bytes).await? });
+        }
+        self.volume.core().resize(from_bytes, size_bytes).await?;
+        Ok(Resized { from_bytes, size_bytes, discarded_bytes: None, discarded_exact: false, clients })
+    }
+
     /// Returns when everything acknowledged before the call is in the bucket.
     async fn sync(&self, working: &Working) -> Result<(), VolumeError> {
         let core = self.volume.core();
@@ -120,6 +130,10 @@ impl Service for Served {
             Request::Hello => Ok(Answer::Hello(self.hello())),
             Request::Status => Ok(Answer::Status(Box::new(self.status()))),
             Request::Sync => self.sync(working).await.map(|()| Answer::Done).map_err(|error| refusal(&error)),
+            Request::Resize { from_bytes, size_bytes, dry_run } => {
+                let resized = self.resize(from_bytes, size_bytes, dry_run).await;
+                resized.map(Answer::Resized).map_err(|error| refusal(&error))
+            }
         }
     }
 }

@@ -98,6 +98,18 @@ impl Target {
     /// # Errors
     /// Nobody has: `otherwise` says what to do then.
     pub(super) async fn server(&self, otherwise: &str) -> anyhow::Result<Client> {
+        let root = self.state_dir()?;
+        self.server_if_open().await?.ok_or_else(|| {
+            exit::not_open(format!(
+                "{}: not open on this host (no server of it in {}): {otherwise}",
+                self.name(),
+                root.display()
+            ))
+        })
+    }
+
+    /// Connects to the server that has the volume open on this host; `None` where nobody has.
+    pub(super) async fn server_if_open(&self) -> anyhow::Result<Option<Client>> {
         self.refuse_snapshot()?;
         let root = self.state_dir()?;
         let found = find(&root, &self.identity()).await.with_context(|| root.display().to_string())?;
@@ -109,17 +121,13 @@ impl Target {
             clients.retain(|client| client.hello().volume == header.volume.to_string());
         }
         match (clients.pop(), found.silent.into_iter().next()) {
-            (Some(client), _) => Ok(client),
+            (Some(client), _) => Ok(Some(client)),
             (None, Some((path, error))) => {
                 let text =
                     format!("no server of it was found, but one that may be it is at {}", path.display());
                 Err(anyhow::Error::new(error).context(text).context(self.name()))
             }
-            (None, None) => Err(exit::not_open(format!(
-                "{}: not open on this host (no server of it in {}): {otherwise}",
-                self.name(),
-                root.display()
-            ))),
+            (None, None) => Ok(None),
         }
     }
 

@@ -21,6 +21,15 @@ pub enum Request {
     Status,
     /// Answer when everything acknowledged before is in the bucket.
     Sync,
+    /// Give the volume another size; answered after a flush.
+    Resize {
+        /// What the client takes its size for, bytes: where it is another by now, nothing is done.
+        from_bytes: u64,
+        /// Its new size, bytes.
+        size_bytes: u64,
+        /// Change nothing, but count what would be discarded.
+        dry_run: bool,
+    },
 }
 
 /// One line from the server.
@@ -43,8 +52,25 @@ pub enum Answer {
     Hello(Hello),
     /// To [`Request::Status`].
     Status(Box<Status>),
+    /// To [`Request::Resize`].
+    Resized(Resized),
     /// It is done.
     Done,
+}
+
+/// A change of a volume's size, as it was done or would be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resized {
+    /// Size before, bytes.
+    pub from_bytes: u64,
+    /// Size after, bytes.
+    pub size_bytes: u64,
+    /// Data beyond the new end, bytes; not counted where the change was done.
+    pub discarded_bytes: Option<u64>,
+    /// Whether that is all; else it is more than that.
+    pub discarded_exact: bool,
+    /// NBD clients that are connected, and go on with the size that they know.
+    pub clients: u64,
 }
 
 /// Who serves which volume.

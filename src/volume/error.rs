@@ -308,6 +308,14 @@ pub enum VolumeError {
         /// The volume's size.
         size_bytes: u64,
     },
+    /// The volume's size is not what the caller took it for.
+    #[error("the volume has {found} bytes by now, and not {expected}: nothing was changed; run it again")]
+    SizeChanged {
+        /// What it was taken for, bytes.
+        expected: u64,
+        /// What it is.
+        found: u64,
+    },
     /// It was opened read-only.
     #[error("the volume is open read-only")]
     ReadOnly,
@@ -381,6 +389,7 @@ impl VolumeError {
             | Self::Locked { .. }
             | Self::Local { .. }
             | Self::OutOfRange { .. }
+            | Self::SizeChanged { .. }
             | Self::ReadOnly
             | Self::Invalid(_) => Kind::Invalid,
             Self::Closed => Kind::Closed,
@@ -411,7 +420,8 @@ impl VolumeError {
     pub fn device_error(&self) -> DeviceError {
         match self {
             Self::ReadOnly => DeviceError::ReadOnly,
-            Self::OutOfRange { .. } => DeviceError::Invalid,
+            // Of writes and zeroes alone: the volume shrank since they were sent.
+            Self::OutOfRange { .. } => DeviceError::NoSpace,
             Self::Closed => DeviceError::Shutdown,
             _ => DeviceError::Io,
         }

@@ -131,7 +131,7 @@ pub async fn open_repaired(
     if plan.belongs {
         replay.run(log.records(floor))?;
     }
-    let Replay { layer: active, found: mut replayed, end, .. } = replay;
+    let Replay { layer: active, found: mut replayed, end, size_bytes, .. } = replay;
     replayed.note_torn(&scan);
 
     let mut delta = load_delta(&bucket, &newest.manifest).await?;
@@ -154,7 +154,7 @@ pub async fn open_repaired(
         delta,
         checkpointing: None,
         roots: first.manifest.roots.clone(),
-        size_bytes: first.manifest.size_bytes,
+        size_bytes,
         closing: false,
         fault: None,
     };

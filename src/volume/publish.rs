@@ -493,7 +493,8 @@ impl Publisher {
             }
         };
         let job = checkpoint::Job {
-            facts: self.facts(delta.epoch, Lsn(self.position.lsn), state.size_bytes),
+            // The published size: a change of it that is not published yet is not in the delta either.
+            facts: self.facts(delta.epoch, Lsn(self.position.lsn), self.newest.manifest.size_bytes),
             delta,
             roots: state.roots.clone(),
             mapped_blocks: self.newest.manifest.totals.mapped_blocks,

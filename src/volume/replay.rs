@@ -12,10 +12,11 @@ use super::{
     log::Opener,
     payload::PayloadMemory,
     record::{self, LogRecord},
+    resize::{SIZE_BYTES_MAX, check_size, zeros_between},
 };
 use crate::format::{ids::LogId, index::Run, manifest::Manifest};
 
-/// Writes and zeroes found in the log.
+/// Writes, zeroes and changes of the size found in the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replayed {
     /// Their number.
@@ -24,6 +25,8 @@ pub struct Replayed {
     pub bytes: u64,
     /// When the first and the last were written, milliseconds since 1970.
     pub times_ms: Option<(u64, u64)>,
+    /// The size that the last of them gave the volume, bytes; none where they left it as it was.
+    pub size_bytes: Option<u64>,
     /// What was cut off at the log's end, which nobody was promised: bytes, and why.
     pub torn: Option<(u64, String)>,
     /// Why what else is there cannot be counted.
@@ -132,9 +135,11 @@ pub(super) fn find_damage(
     let opener = Opener::new(Arc::clone(&bucket.keys), log);
     let touched = |record: wal::Record| -> Option<(u64, u64, u64)> {
         let plain = opener.open(&record).ok()?;
-        match record::decode(record.lsn, record.kind, plain, newest.size_bytes).ok()? {
+        // How large the volume was at each of them is not known beyond the damage, and counting needs no bound.
+        match record::decode(record.lsn, record.kind, plain, SIZE_BYTES_MAX).ok()? {
             LogRecord::Write { offset, time_ms, data } => Some((offset, data.len() as u64, time_ms)),
             LogRecord::Zero { offset, time_ms, length } => Some((offset, length, time_ms)),
+            LogRecord::Resize { time_ms, .. } => Some((0, 0, time_ms)),
             LogRecord::Published { .. } | LogRecord::Closed => None,
         }
     };
@@ -146,6 +151,9 @@ pub(super) fn find_damage(
     let block_bytes = u64::from(bucket.block_bytes());
     for (offset, bytes, time) in beyond.map_while(Result::ok).filter_map(touched) {
         found.beyond.add(bytes, time);
+        if bytes == 0 {
+            continue;
+        }
         let first = offset / block_bytes;
         found.blocks.push(Run { block: first, count: (offset + bytes).div_ceil(block_bytes) - first });
     }
@@ -168,7 +176,8 @@ fn merge(mut runs: Vec<Run>) -> Vec<Run> {
     merged
 }
 
-/// What the log holds above `from`; where that is not known, above what its own records call published.
+/// What the log holds above `from`; where that is not known, above what its own records call published. Of another line
+/// than the newest manifest's, the volume may have had another size in it.
 ///
 /// # Errors
 /// `LogUncounted` where it is damaged there: behind the damage may be what only this log has.
@@ -177,7 +186,6 @@ pub(super) fn count_above(
     local: &Local,
     log: LogId,
     from: Option<Lsn>,
-    size_bytes: u64,
 ) -> Result<Replayed, VolumeError> {
     let uncounted = |error: VolumeError| match error.kind() {
         Kind::Corrupt => VolumeError::LogUncounted { detail: error.to_string() },
@@ -187,7 +195,7 @@ pub(super) fn count_above(
     if let Some(damage) = scan.damage.as_ref().filter(|damage| damage.lost) {
         return Err(uncounted(wal::WalError::Corrupt(damage.clone()).into()));
     }
-    count(bucket, &scan, log, from, size_bytes).map_err(uncounted)
+    count(bucket, &scan, log, from).map_err(uncounted)
 }
 
 fn count(
@@ -195,27 +203,29 @@ fn count(
     scan: &wal::Scan,
     log: LogId,
     from: Option<Lsn>,
-    size_bytes: u64,
 ) -> Result<Replayed, VolumeError> {
     let opener = Opener::new(Arc::clone(&bucket.keys), log);
     let mut published = from.unwrap_or(Lsn(0));
-    let mut above: Vec<(Lsn, u64, u64)> = Vec::new();
+    let mut above: Vec<(Lsn, u64, u64, Option<u64>)> = Vec::new();
     for found in scan.records(published) {
         let found = found.map_err(VolumeError::local("write-ahead log"))?;
         let lsn = found.lsn;
-        match record::decode(lsn, found.kind, opener.open(&found)?, size_bytes)? {
-            LogRecord::Write { data, time_ms, .. } => above.push((lsn, data.len() as u64, time_ms)),
-            LogRecord::Zero { length, time_ms, .. } => above.push((lsn, length, time_ms)),
+        match record::decode(lsn, found.kind, opener.open(&found)?, SIZE_BYTES_MAX)? {
+            LogRecord::Write { data, time_ms, .. } => {
+                above.push((lsn, data.len() as u64, time_ms, None));
+            },
+            LogRecord::Zero { length, time_ms, .. } => above.push((lsn, length, time_ms, None)),
+            LogRecord::Resize { size_bytes, time_ms } => above.push((lsn, 0, time_ms, Some(size_bytes))),
             // Where the line itself says it, that counts: the log may have published into a line that is no more.
             LogRecord::Published { lsn, .. } if from.is_none() => published = published.max(lsn),
             LogRecord::Published { .. } | LogRecord::Closed => {}
         }
     }
     let mut counted = Replayed::default();
-    above
-        .iter()
-        .filter(|(lsn, ..)| *lsn >= published)
-        .for_each(|(_, bytes, time)| counted.add(*bytes, *time));
+    for (_, bytes, time_ms, size_bytes) in above.into_iter().filter(|(lsn, ..)| *lsn >= published) {
+        counted.add(bytes, time_ms);
+        counted.size_bytes = size_bytes.or(counted.size_bytes);
+    }
     Ok(counted)
 }
 
@@ -223,7 +233,9 @@ fn count(
 pub(super) struct Replay<'a> {
     opener: Opener,
     payloads: &'a PayloadMemory,
-    size_bytes: u64,
+    block_bytes: u32,
+    /// The volume's size after the last record.
+    pub(super) size_bytes: u64,
     pub(super) layer: Layer,
     pub(super) found: Replayed,
     /// End of the last record in the layer: what the log notes after it is never published itself, so nobody may wait
@@ -241,7 +253,8 @@ impl<'a> Replay<'a> {
     ) -> Self {
         let opener = Opener::new(Arc::clone(&bucket.keys), log);
         let (layer, found) = (Layer::default(), Replayed::default());
-        Self { opener, payloads, size_bytes: newest.size_bytes, layer, found, end: start }
+        let (block_bytes, size_bytes) = (bucket.block_bytes(), newest.size_bytes);
+        Self { opener, payloads, block_bytes, size_bytes, layer, found, end: start }
     }
 
     pub(super) fn run(&mut self, records: wal::Records) -> Result<(), VolumeError> {
@@ -259,6 +272,19 @@ impl<'a> Replay<'a> {
                 LogRecord::Zero { offset, time_ms, length } => {
                     self.end = found.end;
                     self.lay(Piece { start: offset, end: offset + length, content: Content::Zero }, time_ms);
+                }
+                LogRecord::Resize { size_bytes, time_ms } => {
+                    let detail = "a size that is no multiple of the block";
+                    check_size(size_bytes, self.block_bytes).map_err(|_| VolumeError::LogRecord {
+                        lsn: found.lsn,
+                        kind: found.kind,
+                        detail,
+                    })?;
+                    self.end = found.end;
+                    self.found.add(0, time_ms);
+                    self.found.size_bytes = Some(size_bytes);
+                    self.layer.insert(zeros_between(self.size_bytes, size_bytes));
+                    self.size_bytes = size_bytes;
                 }
                 LogRecord::Published { .. } | LogRecord::Closed => {}
             }

@@ -86,6 +86,9 @@ pub async fn rescue(
     let source = read_only_at(env.clone(), bucket.clone(), destination.settings.clone(), &base, None).await?;
     let (store, secret) = (Arc::clone(&destination.env.store), destination.secret);
     let target = open_destination(&destination, bucket, &base, origin(bucket, &identity, &base)).await?;
+    // An attempt that ended in the middle may have left it with another size.
+    let size_bytes = target.core().state().size_bytes;
+    target.core().resize(size_bytes, base.manifest.size_bytes).await?;
     let copied_bytes = copy(source.core(), target.core(), &advance).await?;
     let floor = Lsn(base.manifest.log.lsn);
     let scan = wal::scan_above(&*local.wal, floor)?;
@@ -94,7 +97,7 @@ pub async fn rescue(
     for found in scan.records(floor) {
         let found = found.map_err(VolumeError::local("write-ahead log"))?;
         let plain = opener.open(&found)?;
-        match record::decode(found.lsn, found.kind, plain, base.manifest.size_bytes)? {
+        match record::decode(found.lsn, found.kind, plain, target.core().state().size_bytes)? {
             LogRecord::Write { offset, time_ms, data } => {
                 replayed.add(data.len() as u64, time_ms);
                 target.core().write(offset, data).await?;
@@ -102,6 +105,12 @@ pub async fn rescue(
             LogRecord::Zero { offset, time_ms, length } => {
                 replayed.add(length, time_ms);
                 target.core().zero(offset, length).await?;
+            }
+            LogRecord::Resize { size_bytes, time_ms } => {
+                replayed.add(0, time_ms);
+                replayed.size_bytes = Some(size_bytes);
+                let before = target.core().state().size_bytes;
+                target.core().resize(before, size_bytes).await?;
             }
             LogRecord::Published { .. } | LogRecord::Closed => {}
         }

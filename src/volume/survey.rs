@@ -199,7 +199,7 @@ pub(super) async fn plan_log(
     // then all that it holds counts.
     let untold = (agreed.rollback || chosen).then_some(Lsn(0));
     let left_at = left.map(|left| Lsn(left.manifest.log.lsn)).or(untold);
-    let lost = match count_above(bucket, local, identity.log, left_at, newest.manifest.size_bytes) {
+    let lost = match count_above(bucket, local, identity.log, left_at) {
         Err(error) if agreed.discard => {
             tracing::warn!(%error, "the log cannot be read, and is given up");
             Replayed { uncounted: Some(error.to_string()), ..Replayed::default() }
@@ -310,7 +310,7 @@ pub(super) async fn fenced_log(env: &Env, bucket: &Bucket, local: &Local) -> Res
     };
     let base = left_line_at(bucket, &newest, &identity).await?;
     let from = base.as_ref().map(|base| Lsn(base.manifest.log.lsn));
-    let held = count_above(bucket, local, identity.log, from, newest.manifest.size_bytes)?;
+    let held = count_above(bucket, local, identity.log, from)?;
     match base {
         _ if held.records == 0 => Err(VolumeError::NothingFenced { folder }),
         Some(base) => Ok(Fenced { identity, base }),

@@ -15,6 +15,7 @@ mod object_table;
 mod oracle;
 mod recovery;
 mod rescue;
+mod resize;
 mod rig;
 mod status;
 mod store_faults;

@@ -1,0 +1,228 @@
+//! `s3bd resize`: makes a volume larger or smaller, through its server or, where nobody has it open, by itself.
+
+use anyhow::Context;
+use clap::Args;
+use serde::Serialize;
+
+use super::{
+    confirm::confirm,
+    exit::{self, CliError},
+    open::close,
+    progress::describe_replay,
+    say,
+    secret::SecretArgs,
+    serve::Signals,
+    size::{NewSize, SIZE_HELP, parse_new_size, show_size},
+    target::Target,
+    tell,
+};
+use crate::{
+    control::{Answer, Request, Resized, client::Client},
+    seal::frame::Compression,
+    volume::{
+        Volume,
+        core::Core,
+        error::VolumeError,
+        open::{Agreed, open},
+        resize::{Mapped, check_size},
+        settings::Settings,
+    },
+};
+
+/// Make a volume larger or smaller.
+///
+/// While it is open on this host, its server does it, under the load of its clients. What a smaller size cuts off is
+/// discarded: make the file system smaller first. Growing again reads zeros there. Snapshots keep their size.
+#[derive(Debug, Args)]
+pub(super) struct Resize {
+    #[command(flatten)]
+    target: Target,
+    /// The new size, or by how much it changes: 20GB, +10GB, -10GB.
+    #[arg(short, long, value_parser = parse_new_size, allow_hyphen_values = true, value_name = "[+-]SIZE",
+        long_help = format!("The new size, or by how much it changes (20GB, +10GB, -10GB): {SIZE_HELP}. A multiple of the \
+        block size."))]
+    size: NewSize,
+    /// Answer yes to what would be asked: whether to discard what lies beyond a smaller size.
+    #[arg(long)]
+    yes: bool,
+    /// Print what was done as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    secret: SecretArgs,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Done {
+    from_bytes: u64,
+    size_bytes: u64,
+    /// Data beyond the new end; 0 where the volume grew.
+    discarded_bytes: u64,
+    /// Whether that is all.
+    discarded_exact: bool,
+    /// Whether a server did it.
+    online: bool,
+    /// NBD clients that are connected to it.
+    clients: u64,
+}
+
+/// What a change to `size_bytes` would discard, now. Changes nothing.
+pub(super) async fn plan(core: &Core, size_bytes: u64) -> Result<Resized, VolumeError> {
+    check_size(size_bytes, core.bucket.block_bytes())?;
+    let from_bytes = core.state().size_bytes;
+    let Mapped { bytes, exact } = core.mapped_from(size_bytes).await?;
+    Ok(Resized { from_bytes, size_bytes, discarded_bytes: Some(bytes), discarded_exact: exact, clients: 0 })
+}
+
+/// Who does it.
+enum Doer<'a> {
+    Server(&'a mut Client),
+    Own(&'a Volume),
+}
+
+impl Doer<'_> {
+    async fn size_bytes(&mut self) -> anyhow::Result<u64> {
+        match self {
+            Self::Own(volume) => Ok(volume.core().state().size_bytes),
+            Self::Server(server) => match server.ask(&Request::Status, |_| ()).await? {
+                Answer::Status(status) => Ok(status.volume.size_bytes),
+                other => anyhow::bail!("the server's answer makes no sense: {other:?}"),
+            },
+        }
+    }
+
+    async fn resize(&mut self, from_bytes: u64, size_bytes: u64, dry_run: bool) -> anyhow::Result<Resized> {
+        match self {
+            Self::Own(volume) if dry_run => Ok(plan(volume.core(), size_bytes).await?),
+            Self::Own(volume) => {
+                volume.core().resize(from_bytes, size_bytes).await?;
+                let (discarded_bytes, discarded_exact) = (None, false);
+                Ok(Resized { from_bytes, size_bytes, discarded_bytes, discarded_exact, clients: 0 })
+            }
+            Self::Server(server) => {
+                let request = Request::Resize { from_bytes, size_bytes, dry_run };
+                match server.ask(&request, |_| ()).await? {
+                    Answer::Resized(resized) => Ok(resized),
+                    other => anyhow::bail!("the server's answer makes no sense: {other:?}"),
+                }
+            }
+        }
+    }
+}
+
+impl Resize {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let name = self.target.name();
+        let done = match self.target.server_if_open().await? {
+            Some(mut server) => self.change(Doer::Server(&mut server)).await.with_context(|| name.clone())?,
+            None => self.open_and_change().await?,
+        };
+        if self.json {
+            say(serde_json::to_string_pretty(&done)?);
+        } else {
+            print(&name, &done);
+        }
+        Ok(())
+    }
+
+    /// Opens the volume as a writer, changes its size, and closes it.
+    async fn open_and_change(&self) -> anyhow::Result<Done> {
+        let name = self.target.name();
+        let (outside, bucket) = self.target.unlock(&self.secret).await?;
+        let mut signals = Signals::catch()?;
+        let compression = Compression::of(bucket.header.compression);
+        let settings = Settings { compression, ..Settings::default() };
+        let (volume, report) = tokio::select! {
+            opened = open(outside.env, bucket, settings, Agreed::default()) => opened.with_context(|| name.clone())?,
+            () = signals.next() => anyhow::bail!("{name}: interrupted before anything was changed"),
+        };
+        if !report.was_clean && report.has_log {
+            tell(format_args!("{name} was not closed; {}", describe_replay(&report.replayed)));
+        }
+        let changed = self.change(Doer::Own(&volume)).await.with_context(|| name.clone());
+        let closed = close(&volume, &mut signals, &name).await;
+        let done = changed?;
+        closed.map(|()| done)
+    }
+
+    async fn change(&self, mut doer: Doer<'_>) -> anyhow::Result<Done> {
+        let online = matches!(doer, Doer::Server(_));
+        let from_bytes = doer.size_bytes().await?;
+        let Some(size_bytes) = self.size.of(from_bytes) else {
+            let text = format!("it has {} ({from_bytes} bytes) now: that leaves no size", show_size(from_bytes));
+            return Err(exit::usage(text));
+        };
+        let shrinks = size_bytes < from_bytes;
+        let mut done = Done {
+            from_bytes,
+            size_bytes,
+            discarded_bytes: 0,
+            discarded_exact: true,
+            online,
+            clients: 0,
+        };
+        if shrinks {
+            let planned = doer.resize(from_bytes, size_bytes, true).await?;
+            done.discarded_bytes = planned.discarded_bytes.unwrap_or(0);
+            done.discarded_exact = planned.discarded_exact;
+            if !self.yes && !confirm(&self.target.name(), &question(&done), exit::USAGE)? {
+                return Err(CliError { code: 1, text: "nothing was changed".to_owned() }.into());
+            }
+        }
+        done.clients = doer.resize(from_bytes, size_bytes, false).await?.clients;
+        Ok(done)
+    }
+}
+
+fn discarded(done: &Done) -> String {
+    let more = if done.discarded_exact { "" } else { "more than " };
+    match done.discarded_bytes {
+        0 if done.discarded_exact => "no data lies beyond the new end".to_owned(),
+        bytes => format!("{more}{} ({bytes} bytes) of data beyond the new end", show_size(bytes)),
+    }
+}
+
+fn question(done: &Done) -> String {
+    let what = match done.discarded_bytes {
+        0 if done.discarded_exact => discarded(done),
+        _ => format!("this discards {}", discarded(done)),
+    };
+    format!(
+        "from {} to {}: {what}, and a file system that reaches beyond it is damaged; go on?",
+        show_size(done.from_bytes),
+        show_size(done.size_bytes),
+    )
+}
+
+fn print(name: &str, done: &Done) {
+    let Done { from_bytes, size_bytes, clients, .. } = *done;
+    if from_bytes == size_bytes {
+        return say(format_args!("{name}: has {} ({size_bytes} bytes) already", show_size(size_bytes)));
+    }
+    let gone = match size_bytes < from_bytes {
+        true if done.discarded_bytes > 0 || !done.discarded_exact => format!(", discarding {}", discarded(done)),
+        _ => String::new(),
+    };
+    say(format_args!(
+        "{name}: resized from {} to {} ({size_bytes} bytes){gone}",
+        show_size(from_bytes),
+        show_size(size_bytes)
+    ));
+    if clients > 0 {
+        let count = if clients == 1 { "1 client is".to_owned() } else { format!("{clients} clients are") };
+        say(format_args!("{count} connected, and learn the new size when they connect again:"));
+        CLIENTS.iter().for_each(say);
+    }
+    if size_bytes > from_bytes {
+        say(FILE_SYSTEM);
+    }
+}
+
+/// The protocol tells a size once, in the handshake.
+const CLIENTS: [&str; 2] = [
+    "  nbd-client: umount, nbd-client -d /dev/nbdN, connect again; blockdev --getsize64 /dev/nbdN shows the size",
+    "  qemu: restart the guest, or attach the disk anew; where qemu has reconnected by itself, block_resize tells the guest",
+];
+const FILE_SYSTEM: &str = "a file system grows on its own word: resize2fs DEVICE (ext4), btrfs filesystem resize max \
+    MOUNTPOINT, xfs_growfs MOUNTPOINT";
