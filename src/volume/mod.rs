@@ -46,6 +46,7 @@ pub mod rescue;
 pub mod resize;
 pub mod settings;
 pub mod slots;
+pub mod snapshots;
 pub mod state;
 pub mod status;
 mod survey;

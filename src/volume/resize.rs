@@ -78,7 +78,8 @@ impl Core {
         };
         if from_bytes == size_bytes {
             self.log()?;
-            return check(&self.state());
+            check(&self.state())?;
+            return self.flush().await;
         }
         let (kind, head) = record::resize_head(size_bytes, self.env.clock.now_ms());
         let change = |_: &Self, state: &mut State, _| {
