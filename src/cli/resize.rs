@@ -150,18 +150,13 @@ impl Resize {
         let online = matches!(doer, Doer::Server(_));
         let from_bytes = doer.size_bytes().await?;
         let Some(size_bytes) = self.size.of(from_bytes) else {
-            let text = format!("it has {} ({from_bytes} bytes) now: that leaves no size", show_size(from_bytes));
+            let text =
+                format!("it has {} ({from_bytes} bytes) now: that leaves no size", show_size(from_bytes));
             return Err(exit::usage(text));
         };
         let shrinks = size_bytes < from_bytes;
-        let mut done = Done {
-            from_bytes,
-            size_bytes,
-            discarded_bytes: 0,
-            discarded_exact: true,
-            online,
-            clients: 0,
-        };
+        let mut done =
+            Done { from_bytes, size_bytes, discarded_bytes: 0, discarded_exact: true, online, clients: 0 };
         if shrinks {
             let planned = doer.resize(from_bytes, size_bytes, true).await?;
             done.discarded_bytes = planned.discarded_bytes.unwrap_or(0);
@@ -201,7 +196,9 @@ fn print(name: &str, done: &Done) {
         return say(format_args!("{name}: has {} ({size_bytes} bytes) already", show_size(size_bytes)));
     }
     let gone = match size_bytes < from_bytes {
-        true if done.discarded_bytes > 0 || !done.discarded_exact => format!(", discarding {}", discarded(done)),
+        true if done.discarded_bytes > 0 || !done.discarded_exact => {
+            format!(", discarding {}", discarded(done))
+        }
         _ => String::new(),
     };
     say(format_args!(
@@ -210,8 +207,12 @@ fn print(name: &str, done: &Done) {
         show_size(size_bytes)
     ));
     if clients > 0 {
-        let count = if clients == 1 { "1 client is".to_owned() } else { format!("{clients} clients are") };
-        say(format_args!("{count} connected, and learn the new size when they connect again:"));
+        match clients {
+            1 => say("1 client is connected, and learns the new size when it connects again:"),
+            _ => say(format_args!(
+                "{clients} clients are connected, and learn the new size when they connect again:"
+            )),
+        }
         CLIENTS.iter().for_each(say);
     }
     if size_bytes > from_bytes {

@@ -198,12 +198,7 @@ pub(super) fn count_above(
     count(bucket, &scan, log, from).map_err(uncounted)
 }
 
-fn count(
-    bucket: &Bucket,
-    scan: &wal::Scan,
-    log: LogId,
-    from: Option<Lsn>,
-) -> Result<Replayed, VolumeError> {
+fn count(bucket: &Bucket, scan: &wal::Scan, log: LogId, from: Option<Lsn>) -> Result<Replayed, VolumeError> {
     let opener = Opener::new(Arc::clone(&bucket.keys), log);
     let mut published = from.unwrap_or(Lsn(0));
     let mut above: Vec<(Lsn, u64, u64, Option<u64>)> = Vec::new();
@@ -213,7 +208,7 @@ fn count(
         match record::decode(lsn, found.kind, opener.open(&found)?, SIZE_BYTES_MAX)? {
             LogRecord::Write { data, time_ms, .. } => {
                 above.push((lsn, data.len() as u64, time_ms, None));
-            },
+            }
             LogRecord::Zero { length, time_ms, .. } => above.push((lsn, length, time_ms, None)),
             LogRecord::Resize { size_bytes, time_ms } => above.push((lsn, 0, time_ms, Some(size_bytes))),
             // Where the line itself says it, that counts: the log may have published into a line that is no more.

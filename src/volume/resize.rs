@@ -37,8 +37,9 @@ const LOADS_MAX: usize = 16;
 /// `Invalid`, with the rule.
 pub fn check_size(size_bytes: u64, block_bytes: u32) -> Result<(), VolumeError> {
     if size_bytes == 0 || !size_bytes.is_multiple_of(u64::from(block_bytes)) {
-        let text =
-            format!("a volume of {size_bytes} bytes cannot be: its size is a multiple of {block_bytes} bytes");
+        let text = format!(
+            "a volume of {size_bytes} bytes cannot be: its size is a multiple of {block_bytes} bytes"
+        );
         return Err(VolumeError::Invalid(text));
     }
     if size_bytes > SIZE_BYTES_MAX {

@@ -12,6 +12,7 @@ pub(crate) mod file_systems;
 pub(crate) mod outage;
 pub(crate) mod passwords;
 pub(crate) mod raw;
+pub(crate) mod resize;
 pub(crate) mod signals;
 
 use crate::support::{

@@ -50,7 +50,11 @@ impl Session {
         settings.object_bytes = 16 << 10;
         settings.unpublished_memory_bytes_max = 4 << 10;
         let rig = Rig::new(seed, SIZE, 512, settings).await;
-        Self { rig, oracle: Oracle::new(Windows::new(vec![0..SIZE, SIZE..2 * SIZE]), SIZE), prng: Prng::new(seed) }
+        Self {
+            rig,
+            oracle: Oracle::new(Windows::new(vec![0..SIZE, SIZE..2 * SIZE]), SIZE),
+            prng: Prng::new(seed),
+        }
     }
 
     fn arm(&self, death: Death) {

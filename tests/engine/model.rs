@@ -65,7 +65,17 @@ impl Model {
         // Where it may grow to.
         windows.push(size_bytes..size_bytes + 20_000);
         let oracle = Oracle::new(Windows::new(windows), size_bytes);
-        Self { rig, prng, oracle, volume, host: 0, first_bytes: size_bytes, size_bytes, near_bytes, trace: Vec::new() }
+        Self {
+            rig,
+            prng,
+            oracle,
+            volume,
+            host: 0,
+            first_bytes: size_bytes,
+            size_bytes,
+            near_bytes,
+            trace: Vec::new(),
+        }
     }
 
     /// Somewhere from a part of the first window to twice the size at first; so the last windows come and go.

@@ -85,7 +85,11 @@ impl Windows {
 #[derive(Clone, Debug)]
 enum What {
     /// A write (`Some` data) or a range of zeros.
-    Bytes { offset: u64, length: u64, data: Option<Vec<u8>> },
+    Bytes {
+        offset: u64,
+        length: u64,
+        data: Option<Vec<u8>>,
+    },
     Size(u64),
 }
 

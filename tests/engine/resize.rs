@@ -153,7 +153,9 @@ async fn a_size_that_cannot_be_changes_nothing_and_says_the_rule() {
         assert!(error.to_string().contains(rule), "{error}");
     }
     let error = volume.core().resize(2 * SIZE, 3 * SIZE).await.unwrap_err();
-    assert!(matches!(error, VolumeError::SizeChanged { expected, found } if (expected, found) == (2 * SIZE, SIZE)));
+    assert!(
+        matches!(error, VolumeError::SizeChanged { expected, found } if (expected, found) == (2 * SIZE, SIZE))
+    );
     resize(&volume, SIZE).await;
     assert_eq!(volume.core().unpublished_bytes(), 0);
     assert!(volume.core().state().active.is_empty(), "the same size is no change");
@@ -236,7 +238,8 @@ async fn a_resized_volume_that_was_fenced_is_counted_and_rescued_with_its_size()
         assert_eq!(report.newest.size_bytes, SIZE);
         write(&other, 0, 10, 9).await;
         other.close().await.unwrap();
-        let found = inspect(&host(&rig, 0), &bucket(&rig).await, Agreed::default(), &Default::default()).await;
+        let found =
+            inspect(&host(&rig, 0), &bucket(&rig).await, Agreed::default(), &Default::default()).await;
         match found {
             Err(VolumeError::Diverged { records: 4, bytes: 1500, .. }) => {}
             other => panic!("{other:?}"),
