@@ -63,8 +63,8 @@ struct Done {
     discarded_exact: bool,
     /// Whether a server did it.
     online: bool,
-    /// NBD clients that are connected to it.
-    clients: u64,
+    /// The programs of the NBD clients that are connected to it, where they are known.
+    clients: Vec<Option<String>>,
 }
 
 /// What a change to `size_bytes` would discard, now. Changes nothing.
@@ -72,7 +72,13 @@ pub(super) async fn plan(core: &Core, size_bytes: u64) -> Result<Resized, Volume
     check_size(size_bytes, core.bucket.block_bytes())?;
     let from_bytes = core.state().size_bytes;
     let Mapped { bytes, exact } = core.mapped_from(size_bytes).await?;
-    Ok(Resized { from_bytes, size_bytes, discarded_bytes: Some(bytes), discarded_exact: exact, clients: 0 })
+    Ok(Resized {
+        from_bytes,
+        size_bytes,
+        discarded_bytes: Some(bytes),
+        discarded_exact: exact,
+        clients: Vec::new(),
+    })
 }
 
 /// Who does it.
@@ -98,7 +104,7 @@ impl Doer<'_> {
             Self::Own(volume) => {
                 volume.core().resize(from_bytes, size_bytes).await?;
                 let (discarded_bytes, discarded_exact) = (None, false);
-                Ok(Resized { from_bytes, size_bytes, discarded_bytes, discarded_exact, clients: 0 })
+                Ok(Resized { from_bytes, size_bytes, discarded_bytes, discarded_exact, clients: Vec::new() })
             }
             Self::Server(server) => {
                 let request = Request::Resize { from_bytes, size_bytes, dry_run };
@@ -155,8 +161,14 @@ impl Resize {
             return Err(exit::usage(text));
         };
         let shrinks = size_bytes < from_bytes;
-        let mut done =
-            Done { from_bytes, size_bytes, discarded_bytes: 0, discarded_exact: true, online, clients: 0 };
+        let mut done = Done {
+            from_bytes,
+            size_bytes,
+            discarded_bytes: 0,
+            discarded_exact: true,
+            online,
+            clients: Vec::new(),
+        };
         if shrinks {
             let planned = doer.resize(from_bytes, size_bytes, true).await?;
             done.discarded_bytes = planned.discarded_bytes.unwrap_or(0);
@@ -191,7 +203,7 @@ fn question(done: &Done) -> String {
 }
 
 fn print(name: &str, done: &Done) {
-    let Done { from_bytes, size_bytes, clients, .. } = *done;
+    let Done { from_bytes, size_bytes, .. } = *done;
     if from_bytes == size_bytes {
         return say(format_args!("{name}: has {} ({size_bytes} bytes) already", show_size(size_bytes)));
     }
@@ -206,24 +218,39 @@ fn print(name: &str, done: &Done) {
         show_size(from_bytes),
         show_size(size_bytes)
     ));
-    if clients > 0 {
-        match clients {
-            1 => say("1 client is connected, and learns the new size when it connects again:"),
-            _ => say(format_args!(
-                "{clients} clients are connected, and learn the new size when they connect again:"
-            )),
-        }
-        CLIENTS.iter().for_each(say);
-    }
+    tell_clients(&done.clients);
     if size_bytes > from_bytes {
         say(FILE_SYSTEM);
     }
 }
 
-/// The protocol tells a size once, in the handshake.
-const CLIENTS: [&str; 2] = [
-    "  nbd-client: umount, nbd-client -d /dev/nbdN, connect again; blockdev --getsize64 /dev/nbdN shows the size",
-    "  qemu: restart the guest, or attach the disk anew; where qemu has reconnected by itself, block_resize tells the guest",
+/// What the users of connected clients have to do: the protocol tells a size once, in the handshake.
+fn tell_clients(clients: &[Option<String>]) {
+    match clients.len() {
+        0 => return,
+        1 => say("1 client is connected, and learns the new size when it connects again:"),
+        count => say(format_args!(
+            "{count} clients are connected, and learn the new size when they connect again:"
+        )),
+    }
+    for (program, what) in CLIENTS {
+        let may_be = |client: &Option<String>| client.as_ref().is_none_or(|name| name.starts_with(program));
+        if clients.iter().any(may_be) {
+            say(format_args!("  {program}: {what}"));
+        }
+    }
+}
+
+/// By the beginning of the program's name.
+const CLIENTS: [(&str, &str); 2] = [
+    (
+        "nbd-client",
+        "umount, nbd-client -d /dev/nbdN, connect again; blockdev --getsize64 /dev/nbdN shows the size",
+    ),
+    (
+        "qemu",
+        "restart the guest, or attach the disk anew; where qemu has connected again by itself, block_resize tells the guest",
+    ),
 ];
 const FILE_SYSTEM: &str = "a file system grows on its own word: resize2fs DEVICE (ext4), btrfs filesystem resize max \
     MOUNTPOINT, xfs_growfs MOUNTPOINT";

@@ -89,7 +89,7 @@ impl Served {
 
     /// The new size, or what it would discard.
     async fn resize(&self, from_bytes: u64, size_bytes: u64, dry_run: bool) -> Result<Resized, VolumeError> {
-        let clients = self.clients.list().len() as u64;
+        let clients = self.clients.list().into_iter().map(|client| client.program).collect();
         if dry_run {
             return Ok(Resized { clients, ..plan(self.volume.core(), size_bytes).await? });
         }

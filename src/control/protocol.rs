@@ -59,7 +59,7 @@ pub enum Answer {
 }
 
 /// A change of a volume's size, as it was done or would be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resized {
     /// Size before, bytes.
     pub from_bytes: u64,
@@ -69,8 +69,9 @@ pub struct Resized {
     pub discarded_bytes: Option<u64>,
     /// Whether that is all; else it is more than that.
     pub discarded_exact: bool,
-    /// NBD clients that are connected, and go on with the size that they know.
-    pub clients: u64,
+    /// The programs of the NBD clients that are connected, and go on with the size that they know; none where it is not
+    /// known which.
+    pub clients: Vec<Option<String>>,
 }
 
 /// Who serves which volume.

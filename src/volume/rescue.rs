@@ -97,7 +97,8 @@ pub async fn rescue(
     for found in scan.records(floor) {
         let found = found.map_err(VolumeError::local("write-ahead log"))?;
         let plain = opener.open(&found)?;
-        match record::decode(found.lsn, found.kind, plain, target.core().state().size_bytes)? {
+        let before = target.core().state().size_bytes;
+        match record::decode(found.lsn, found.kind, plain, before)? {
             LogRecord::Write { offset, time_ms, data } => {
                 replayed.add(data.len() as u64, time_ms);
                 target.core().write(offset, data).await?;
@@ -109,7 +110,6 @@ pub async fn rescue(
             LogRecord::Resize { size_bytes, time_ms } => {
                 replayed.add(0, time_ms);
                 replayed.size_bytes = Some(size_bytes);
-                let before = target.core().state().size_bytes;
                 target.core().resize(before, size_bytes).await?;
             }
             LogRecord::Published { .. } | LogRecord::Closed => {}

@@ -8,21 +8,21 @@ use s3bd::{
     fsck::{self, Level, Options, Sample, Severity},
     nbd::{Device, DeviceError},
     seal::slot::Secret,
-    store::memory::Memory,
+    store::{faulty::Faulty, memory::Memory},
     volume::{
         Volume,
         bucket::Bucket,
         env::Env,
         error::VolumeError,
         open::{Agreed, inspect, open_read_only},
-        rescue::{Destination, rescue},
+        rescue::{Destination, Rescued, rescue},
         resize::{Mapped, SIZE_BYTES_MAX},
     },
 };
 
 use crate::{
     host::{Disks, env, reopen, small_settings, unlock},
-    rig::{Rig, WHATEVER},
+    rig::{Rig, WHATEVER, retrying},
 };
 
 const SIZE: u64 = 256 << 10;
@@ -217,47 +217,80 @@ async fn requests_across_a_new_end_are_refused_as_the_protocol_says() {
     assert_sound(&rig).await;
 }
 
-/// What was overtaken was written to a volume of another size than the winner's.
+/// A host that resized the volume, and wrote beyond the old end or up to the new one, while the store was away; then another
+/// took the volume over. What the first one's log holds comes to `size_bytes`.
+async fn overtaken(size_bytes: u64) -> Rig {
+    let mut rig = rig().await;
+    let (volume, _) = rig.open(0, Agreed::default()).await.unwrap();
+    write(&volume, 100, 50_000, 1).await;
+    volume.sync().await.unwrap();
+    rig.faulty.set_crash_after(Some(0));
+    resize(&volume, 2 * SIZE).await;
+    write(&volume, 2 * SIZE - 1000, 1000, 2).await;
+    resize(&volume, SIZE / 2).await;
+    resize(&volume, size_bytes).await;
+    write(&volume, size_bytes - 500, 500, 3).await;
+    volume.flush().await.unwrap();
+    drop(volume);
+    rig.faulty.set_crash_after(None);
+    let (other, report) = rig.open(1, WHATEVER).await.unwrap();
+    assert_eq!(report.newest.size_bytes, SIZE);
+    write(&other, 0, 10, 9).await;
+    other.close().await.unwrap();
+    rig
+}
+
+async fn rescue_to(rig: &Rig, env: Env) -> Result<Rescued, VolumeError> {
+    let secret = Secret::password("secret");
+    let cost = Argon2 { memory_kib: 64, passes: 1, lanes: 1 };
+    let destination = Destination { env, secret: &secret, cost, settings: rig.settings.clone() };
+    rescue(&host(rig, 0), &bucket(rig).await, destination, |_| {}).await
+}
+
+async fn assert_rescued(memory: &Memory, size_bytes: u64) {
+    let (volume, _) = reopen(memory, &Disks::new(), 78).await.unwrap();
+    assert_eq!(volume.info().size_bytes, size_bytes);
+    assert_eq!(read(&volume, 0, 100).await, [0; 100]);
+    assert_eq!(read(&volume, 100, 50_000).await, [1; 50_000]);
+    assert_eq!(read(&volume, size_bytes - 500, 500).await, [3; 500]);
+    assert_zeros(&volume, 50_100, size_bytes - 500 - 50_100).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_resized_volume_that_was_fenced_is_counted_and_rescued_with_its_size() {
     for size_bytes in [4 * SIZE, SIZE / 4] {
-        let mut rig = rig().await;
-        let (volume, _) = rig.open(0, Agreed::default()).await.unwrap();
-        write(&volume, 100, 50_000, 1).await;
-        volume.sync().await.unwrap();
-        // Nothing of what follows is published.
-        rig.faulty.set_crash_after(Some(0));
-        resize(&volume, 2 * SIZE).await;
-        write(&volume, 2 * SIZE - 1000, 1000, 2).await;
-        resize(&volume, size_bytes).await;
-        write(&volume, size_bytes - 500, 500, 3).await;
-        volume.flush().await.unwrap();
-        drop(volume);
-        rig.faulty.set_crash_after(None);
-        let (other, report) = rig.open(1, WHATEVER).await.unwrap();
-        assert_eq!(report.newest.size_bytes, SIZE);
-        write(&other, 0, 10, 9).await;
-        other.close().await.unwrap();
-        let found =
-            inspect(&host(&rig, 0), &bucket(&rig).await, Agreed::default(), &Default::default()).await;
-        match found {
-            Err(VolumeError::Diverged { records: 4, bytes: 1500, .. }) => {}
+        let rig = overtaken(size_bytes).await;
+        match inspect(&host(&rig, 0), &bucket(&rig).await, Agreed::default(), &Default::default()).await {
+            Err(VolumeError::Diverged { records: 5, bytes: 1500, .. }) => {}
             other => panic!("{other:?}"),
         }
-        let rescued = Memory::new();
-        let destination = Destination {
-            env: env(Arc::new(rescued.clone()), &Disks::new(), 77, "host 0"),
-            secret: &Secret::password("secret"),
-            cost: Argon2 { memory_kib: 64, passes: 1, lanes: 1 },
-            settings: rig.settings.clone(),
-        };
-        let done = rescue(&host(&rig, 0), &bucket(&rig).await, destination, |_| {}).await.unwrap();
+        let memory = Memory::new();
+        let done = rescue_to(&rig, env(Arc::new(memory.clone()), &Disks::new(), 77, "host 0")).await.unwrap();
         assert_eq!(done.replayed.size_bytes, Some(size_bytes));
-        let (volume, _) = reopen(&rescued, &Disks::new(), 78).await.unwrap();
-        assert_eq!(volume.info().size_bytes, size_bytes);
-        assert_eq!(read(&volume, 0, 100).await, [0; 100]);
-        assert_eq!(read(&volume, 100, 50_000).await, [1; 50_000]);
-        assert_eq!(read(&volume, size_bytes - 500, 500).await, [3; 500]);
-        assert_zeros(&volume, 50_100, size_bytes - 500 - 50_100).await;
+        assert_rescued(&memory, size_bytes).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rescue_with_other_sizes_may_be_interrupted_anywhere_and_run_again() {
+    for size_bytes in [4 * SIZE, SIZE / 4] {
+        let rig = overtaken(size_bytes).await;
+        for changes in 0.. {
+            let memory = Memory::new();
+            let faulty = Faulty::new(memory.clone());
+            let disks = Disks::new();
+            faulty.set_crash_after(Some(changes));
+            let first = env(retrying(faulty.clone(), 3), &disks, 500, "rescuer");
+            // A call that waits for a dead store is one that never returns.
+            let whole = tokio::time::timeout(Duration::from_secs(3600), rescue_to(&rig, first)).await;
+            if whole.is_ok_and(|rescued| rescued.is_ok()) {
+                assert!(changes > 5, "{changes}");
+                break;
+            }
+            faulty.set_crash_after(None);
+            let again = env(retrying(faulty, 4), &disks.crash(changes), 501 + changes, "rescuer");
+            rescue_to(&rig, again).await.unwrap_or_else(|error| panic!("after {changes} changes: {error}"));
+            assert_rescued(&memory, size_bytes).await;
+        }
     }
 }
