@@ -121,7 +121,7 @@ impl Resize {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let name = self.target.name();
         let done = match self.target.server_if_open().await? {
-            Some(mut server) => self.change(Doer::Server(&mut server)).await.with_context(|| name.clone())?,
+            Some(mut server) => self.change(Doer::Server(&mut server)).await?,
             None => self.open_and_change().await?,
         };
         if self.json {
@@ -146,18 +146,19 @@ impl Resize {
         if !report.was_clean && report.has_log {
             tell(format_args!("{name} was not closed; {}", describe_replay(&report.replayed)));
         }
-        let changed = self.change(Doer::Own(&volume)).await.with_context(|| name.clone());
+        let changed = self.change(Doer::Own(&volume)).await;
         let closed = close(&volume, &mut signals, &name).await;
         let done = changed?;
         closed.map(|()| done)
     }
 
     async fn change(&self, mut doer: Doer<'_>) -> anyhow::Result<Done> {
+        let name = self.target.name();
         let online = matches!(doer, Doer::Server(_));
-        let from_bytes = doer.size_bytes().await?;
+        let from_bytes = doer.size_bytes().await.with_context(|| name.clone())?;
         let Some(size_bytes) = self.size.of(from_bytes) else {
             let text =
-                format!("it has {} ({from_bytes} bytes) now: that leaves no size", show_size(from_bytes));
+                format!("{name}: has {} ({from_bytes} bytes): that leaves no size", show_size(from_bytes));
             return Err(exit::usage(text));
         };
         let shrinks = size_bytes < from_bytes;
@@ -170,14 +171,14 @@ impl Resize {
             clients: Vec::new(),
         };
         if shrinks {
-            let planned = doer.resize(from_bytes, size_bytes, true).await?;
+            let planned = doer.resize(from_bytes, size_bytes, true).await.with_context(|| name.clone())?;
             done.discarded_bytes = planned.discarded_bytes.unwrap_or(0);
             done.discarded_exact = planned.discarded_exact;
-            if !self.yes && !confirm(&self.target.name(), &question(&done), exit::USAGE)? {
-                return Err(CliError { code: 1, text: "nothing was changed".to_owned() }.into());
+            if !self.yes && !confirm(&name, &question(&done), exit::USAGE)? {
+                return Err(CliError { code: 1, text: format!("{name}: nothing was changed") }.into());
             }
         }
-        done.clients = doer.resize(from_bytes, size_bytes, false).await?.clients;
+        done.clients = doer.resize(from_bytes, size_bytes, false).await.with_context(|| name)?.clients;
         Ok(done)
     }
 }
