@@ -8,7 +8,8 @@ use super::{
     confirm::confirm,
     exit::{self, CliError},
     open::close,
-    progress::describe_replay,
+    perform::perform,
+    progress::{describe_lost_log, describe_replay},
     say,
     secret::SecretArgs,
     serve::Signals,
@@ -21,10 +22,8 @@ use crate::{
     seal::frame::Compression,
     volume::{
         Volume,
-        core::Core,
         error::VolumeError,
         open::{Agreed, open},
-        resize::{Mapped, check_size},
         settings::Settings,
     },
 };
@@ -67,20 +66,6 @@ struct Done {
     clients: Vec<Option<String>>,
 }
 
-/// What a change to `size_bytes` would discard, now. Changes nothing.
-pub(super) async fn plan(core: &Core, size_bytes: u64) -> Result<Resized, VolumeError> {
-    check_size(size_bytes, core.bucket.block_bytes())?;
-    let from_bytes = core.state().size_bytes;
-    let Mapped { bytes, exact } = core.mapped_from(size_bytes).await?;
-    Ok(Resized {
-        from_bytes,
-        size_bytes,
-        discarded_bytes: Some(bytes),
-        discarded_exact: exact,
-        clients: Vec::new(),
-    })
-}
-
 /// Who does it.
 enum Doer<'a> {
     Server(&'a mut Client),
@@ -99,20 +84,16 @@ impl Doer<'_> {
     }
 
     async fn resize(&mut self, from_bytes: u64, size_bytes: u64, dry_run: bool) -> anyhow::Result<Resized> {
-        match self {
-            Self::Own(volume) if dry_run => Ok(plan(volume.core(), size_bytes).await?),
+        let request = Request::Resize { from_bytes, size_bytes, dry_run };
+        let answer = match self {
             Self::Own(volume) => {
-                volume.core().resize(from_bytes, size_bytes).await?;
-                let (discarded_bytes, discarded_exact) = (None, false);
-                Ok(Resized { from_bytes, size_bytes, discarded_bytes, discarded_exact, clients: Vec::new() })
+                perform(volume.core(), &request).await.unwrap_or(Err(VolumeError::ReadOnly))?
             }
-            Self::Server(server) => {
-                let request = Request::Resize { from_bytes, size_bytes, dry_run };
-                match server.ask(&request, |_| ()).await? {
-                    Answer::Resized(resized) => Ok(resized),
-                    other => anyhow::bail!("the server's answer makes no sense: {other:?}"),
-                }
-            }
+            Self::Server(server) => server.ask(&request, |_| ()).await?,
+        };
+        match answer {
+            Answer::Resized(resized) => Ok(resized),
+            other => anyhow::bail!("the server's answer makes no sense: {other:?}"),
         }
     }
 }
@@ -120,7 +101,7 @@ impl Doer<'_> {
 impl Resize {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let name = self.target.name();
-        let done = match self.target.server_if_open().await? {
+        let done = match self.target.find_server().await? {
             Some(mut server) => self.change(Doer::Server(&mut server)).await?,
             None => self.open_and_change().await?,
         };
@@ -143,8 +124,13 @@ impl Resize {
             opened = open(outside.env, bucket, settings, Agreed::default()) => opened.with_context(|| name.clone())?,
             () = signals.next() => anyhow::bail!("{name}: interrupted before anything was changed"),
         };
-        if !report.was_clean && report.has_log {
-            tell(format_args!("{name} was not closed; {}", describe_replay(&report.replayed)));
+        if !report.was_clean {
+            let found = if report.has_log {
+                describe_replay(&report.replayed)
+            } else {
+                describe_lost_log(&report.newest)
+            };
+            tell(format_args!("{name} was not closed; {found}"));
         }
         let changed = self.change(Doer::Own(&volume)).await;
         let closed = close(&volume, &mut signals, &name).await;

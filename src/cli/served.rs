@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{resize::plan, target::Target, tell};
+use super::{exports::VolumeExports, perform::perform, target::Target, tell};
 use crate::{
     control::{
         Answer, ControlSocket, Hello, Limits, Progress, Refusal, RefusalKind, Request, Resized, Server,
@@ -28,6 +28,7 @@ struct Served {
     volume: Arc<Volume>,
     opened: Opened,
     clients: Clients,
+    exports: Arc<VolumeExports>,
     is_bucket: bool,
 }
 
@@ -38,6 +39,7 @@ pub(super) fn serve_control(
     volume: &Arc<Volume>,
     opened: &Opened,
     clients: Clients,
+    exports: Arc<VolumeExports>,
 ) -> Option<Server> {
     let lock = volume.lock()?;
     let core = volume.core();
@@ -61,7 +63,7 @@ pub(super) fn serve_control(
         since_ms: core.env.clock.now_ms(),
     };
     let (volume, opened, is_bucket) = (Arc::clone(volume), opened.clone(), target.is_bucket());
-    let served = Served { hello, volume, opened, clients, is_bucket };
+    let served = Served { hello, volume, opened, clients, exports, is_bucket };
     Some(Server::start(socket, Arc::new(served), Limits::default()))
 }
 
@@ -85,16 +87,6 @@ impl Served {
             clients: self.clients.list(),
             resident_bytes: resident_bytes(),
         }
-    }
-
-    /// The new size, or what it would discard.
-    async fn resize(&self, from_bytes: u64, size_bytes: u64, dry_run: bool) -> Result<Resized, VolumeError> {
-        let clients = self.clients.list().into_iter().map(|client| client.program).collect();
-        if dry_run {
-            return Ok(Resized { clients, ..plan(self.volume.core(), size_bytes).await? });
-        }
-        self.volume.core().resize(from_bytes, size_bytes).await?;
-        Ok(Resized { from_bytes, size_bytes, discarded_bytes: None, discarded_exact: false, clients })
     }
 
     /// Returns when everything acknowledged before the call is in the bucket.
@@ -130,11 +122,32 @@ impl Service for Served {
             Request::Hello => Ok(Answer::Hello(self.hello())),
             Request::Status => Ok(Answer::Status(Box::new(self.status()))),
             Request::Sync => self.sync(working).await.map(|()| Answer::Done).map_err(|error| refusal(&error)),
-            Request::Resize { from_bytes, size_bytes, dry_run } => {
-                let resized = self.resize(from_bytes, size_bytes, dry_run).await;
-                resized.map(Answer::Resized).map_err(|error| refusal(&error))
+            request => {
+                if let Request::SnapshotDelete { name } = &request {
+                    self.refuse_if_read(name)?;
+                }
+                match perform(self.volume.core(), &request).await {
+                    Some(Ok(Answer::Resized(resized))) => {
+                        let clients = self.clients.list().into_iter().map(|client| client.program).collect();
+                        Ok(Answer::Resized(Resized { clients, ..resized }))
+                    }
+                    Some(done) => done.map_err(|error| refusal(&error)),
+                    None => Err(Refusal::unsupported(&request)),
+                }
             }
         }
+    }
+}
+
+impl Served {
+    /// What a client reads stays.
+    fn refuse_if_read(&self, name: &str) -> Result<(), Refusal> {
+        let id = self.volume.core().state().snapshots.get(name).map(|snapshot| snapshot.id);
+        if id.is_ok_and(|id| self.exports.is_open(id)) {
+            let message = format!("snapshot {name:?} is open: a client reads it; disconnect that first");
+            return Err(Refusal { kind: RefusalKind::Failed, message });
+        }
+        Ok(())
     }
 }
 
