@@ -46,7 +46,7 @@ e2e::claims! {
         a_fenced_server_says_by_whom_and_cannot_sync;
     resize:
         a_volume_is_resized_while_clients_write,
-        ext4_grows_while_it_is_mounted_and_shrinks_with_its_volume;
+        ext4_goes_on_while_its_volume_grows_and_shrinks_with_it;
     passwords:
         a_password_comes_from_a_file_a_command_or_the_environment,
         a_terminal_is_asked_and_shows_nothing,
