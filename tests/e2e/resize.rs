@@ -118,7 +118,7 @@ pub(crate) fn ext4_goes_on_while_its_volume_grows_and_shrinks_with_it(kind: Kind
     run("e2fsck", &["-fy", disk.device()]);
     run("resize2fs", &[disk.device()]);
     disk.mount();
-    fill(&disk, "third", 500);
+    fill(&disk, "third", 200);
     disk.unmount();
     disk.check(FileSystem::Ext4);
     disk.mount();
