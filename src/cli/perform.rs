@@ -70,7 +70,8 @@ async fn resize(
 
 async fn list_snapshots(core: &Arc<Core>) -> Result<Answer, VolumeError> {
     let newest = core.bucket.newest_manifest().await?;
-    snapshot_usage(&core.bucket, &newest.manifest).await.map(Answer::Snapshots)
+    let snapshots = snapshot_usage(&core.bucket, &newest.manifest).await?;
+    Ok(Answer::Snapshots { snapshots })
 }
 
 impl Target {
