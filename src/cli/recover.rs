@@ -143,7 +143,11 @@ impl Recover {
             show_size(rescued.replayed.bytes),
             old,
         ));
-        Ok(())
+        // It is a volume, and not of all that the log was to hold: whoever goes on to give the log up is to know.
+        rescued.damage.map_or(Ok(()), |damage| {
+            let text = format!("{old}: write-ahead log: {damage}; {name} ends before the damage");
+            Err(CliError { code: DAMAGED, text }.into())
+        })
     }
 
     fn agreed(&self) -> Agreed {

@@ -24,7 +24,7 @@ use super::{
     log::Log,
     payload::PayloadMemory,
     publish::{Publisher, Start},
-    replay::{Replay, Replayed, damage_above, find_damage, reaches_back},
+    replay::{Replay, Replayed, find_damage, reaches_back},
     settings::Settings,
     state::State,
     survey::{Survey, begin_log, load_base, note_tenure, plan_log, survey, survey_and_claim},
@@ -112,24 +112,23 @@ pub async fn open_repaired(
         }
     };
     let tag = random_bytes::<32>(&*env.random);
-    let floor = if plan.belongs { Lsn(newest.manifest.log.lsn) } else { Lsn(0) };
-    let options = wal_options(&settings, tag);
+    let floor = plan.belongs.then_some(Lsn(newest.manifest.log.lsn));
+    let unusable = match floor {
+        Some(_) if repair.cut_log => find_damage(&bucket, &local, identity.log, &newest.manifest)?
+            .and_then(|damage| damage.unusable()),
+        _ => None,
+    };
+    let (options, disk) = (wal_options(&settings, tag), Arc::clone(&local.wal));
     let (log, scan) = match repair.cut_log {
-        true => wal::Log::open_cut(Arc::clone(&local.wal), options, floor),
-        false => wal::Log::open(Arc::clone(&local.wal), options, floor),
+        true => wal::Log::open_cut(disk, options, floor, unusable),
+        false => wal::Log::open(disk, options, floor),
     }
-    .or_else(|error| explain(error, &bucket, &local, identity.log, &newest.manifest))?;
-    if plan.belongs
-        && let Some(damage) = damage_above(&scan, floor)
-        && !reaches_back(&scan, floor)
-    {
-        explain(wal::WalError::Corrupt(damage), &bucket, &local, identity.log, &newest.manifest)?;
-    }
+    .or_else(|error| explain(error.into(), &bucket, &local, identity.log, &newest.manifest))?;
     let payloads = Arc::new(PayloadMemory::new(settings.unpublished_memory_bytes_max));
-    let position = if plan.belongs { floor } else { log.next() };
+    let position = floor.unwrap_or_else(|| log.next());
     let mut replay = Replay::new(&bucket, identity.log, &payloads, &newest.manifest, position);
-    if plan.belongs {
-        replay.run(log.records(floor))?;
+    if let Some(floor) = floor {
+        replay.run(log.records(floor)).or_else(|error| explain(error, &bucket, &local, identity.log, &newest.manifest))?;
     }
     let Replay { layer: active, found: mut replayed, end, .. } = replay;
     replayed.note_torn(&scan);
@@ -201,14 +200,19 @@ pub async fn inspect(
     if let Some(local) = local.filter(|_| plan.belongs) {
         let floor = Lsn(newest.manifest.log.lsn);
         let scan = wal::scan_above(&*local.wal, floor)?;
-        if let Some(damage) = damage_above(&scan, floor)
+        let explain = |error| explain(error, bucket, &local, plan.identity.log, &newest.manifest);
+        if let Some(damage) = scan.lost_above(floor)
             && !(repair.cut_log && reaches_back(&scan, floor))
         {
-            explain(wal::WalError::Corrupt(damage), bucket, &local, plan.identity.log, &newest.manifest)?;
+            explain(wal::WalError::Corrupt(damage).into())?;
         }
         let payloads = PayloadMemory::new(0);
         let mut replay = Replay::new(bucket, plan.identity.log, &payloads, &newest.manifest, floor);
-        replay.run(scan.records(floor))?;
+        match replay.run(scan.records(floor)) {
+            // There the log is to be cut.
+            Err(VolumeError::LogRecord { .. }) if repair.cut_log => {}
+            run => run.or_else(explain)?,
+        }
         replayed = replay.found;
         replayed.note_torn(&scan);
     }
@@ -255,18 +259,21 @@ pub(super) async fn read_only_at(
 
 /// Says of a damaged log what it still holds.
 fn explain<T>(
-    error: wal::WalError,
+    error: VolumeError,
     bucket: &Bucket,
     local: &Local,
     log: LogId,
     newest: &Manifest,
 ) -> Result<T, VolumeError> {
-    if matches!(error, wal::WalError::Corrupt(_))
-        && let Some(damage) = find_damage(bucket, local, log, newest)?
-    {
+    let is_damage = match &error {
+        VolumeError::Log(error) => matches!(**error, wal::WalError::Corrupt(_)),
+        VolumeError::LogRecord { .. } => true,
+        _ => false,
+    };
+    if is_damage && let Some(damage) = find_damage(bucket, local, log, newest)? {
         return Err(VolumeError::LogDamaged(Box::new(damage)));
     }
-    Err(error.into())
+    Err(error)
 }
 
 pub(super) fn open_local(env: &Env, bucket: &Bucket) -> Result<Local, VolumeError> {

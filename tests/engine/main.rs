@@ -5,6 +5,7 @@ mod basic;
 mod bucket_prefix;
 mod cost;
 mod crash_points;
+mod damaged_log;
 mod ends;
 mod host;
 mod keys;
