@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::replay::LogDamage;
+use super::{replay::LogDamage, status::Incomplete};
 use crate::{
     format::{
         FormatError,
@@ -175,6 +175,12 @@ pub enum VolumeError {
         /// Last block.
         last: u64,
     },
+    /// What was acknowledged of these blocks is lost; all else is published.
+    #[error(
+        "written in part and not to be completed, since the rest of each is damaged in the bucket: {0}: unreadable until \
+         overwritten as a whole; everything else that was acknowledged is in the bucket (s3bd fsck says what is damaged)"
+    )]
+    Incomplete(Incomplete),
     /// No manifest can be used.
     #[error("no usable manifest: {detail}")]
     NoManifest {
@@ -363,6 +369,7 @@ impl VolumeError {
             | Self::MissingObject { .. }
             | Self::DamagedFrame { .. }
             | Self::Lost { .. }
+            | Self::Incomplete(_)
             | Self::NoManifest { .. }
             | Self::NoSlot { .. }
             | Self::NoBase { .. }

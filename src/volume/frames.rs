@@ -6,7 +6,7 @@
 //!
 //! # Errors and retries
 //! Bytes from the cache on disk that do not open are forgotten and fetched. Bytes from the store that do not open are
-//! fetched again, alone, up to [`FETCHES_MAX`] times, since the network damages bytes too; then the frame is damaged.
+//! fetched again, alone, as [`whole`] says; then the frame is damaged.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use quick_cache::{Weighter, sync::Cache};
 
 use super::{
-    bucket::Bucket,
+    bucket::{Bucket, whole},
     env::Env,
     error::{FrameError, VolumeError},
     object::BuiltObject,
@@ -32,8 +32,6 @@ use crate::{
     store::{ErrorKind, Range},
 };
 
-/// Times that something is fetched before its bytes in the store count as damaged.
-pub(super) const FETCHES_MAX: u32 = 3;
 /// Frames this far apart in one object are fetched by one request: one request costs as much as the transfer of
 /// far more than this within a region.
 const GAP_BYTES_MAX: u64 = 128 << 10;
@@ -224,21 +222,15 @@ impl Frames {
     }
 
     async fn fetch_alone(&self, frame: &FrameRef) -> Result<Bytes, VolumeError> {
-        let mut attempt = 1;
-        loop {
-            let got = self.get(frame, frame.stored_bytes.into()).await;
-            match got.and_then(|bytes| self.accept(frame, bytes)) {
-                Err(error) if attempt < FETCHES_MAX => {
-                    tracing::warn!(%error, attempt, "bytes from the store are not whole: fetching them again");
-                    attempt += 1;
-                }
-                Err(error) => {
-                    tracing::error!(%error, "damaged data");
-                    return Err(error);
-                }
-                plain => return plain,
+        let fetched = whole(|| async {
+            let stored = self.get(frame, frame.stored_bytes.into()).await?;
+            self.accept(frame, stored)
+        });
+        fetched.await.inspect_err(|error| {
+            if error.is_damage() {
+                tracing::error!(%error, "damaged data");
             }
-        }
+        })
     }
 
     async fn get(&self, first: &FrameRef, length: u64) -> Result<Bytes, VolumeError> {

@@ -5,10 +5,10 @@
 //! at all. The log's identity notes the tenure before that manifest can exist, so a log whose tenure published the
 //! newest manifest is always known as such.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::stream::{StreamExt, TryStreamExt};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use wal::Lsn;
 
 use super::{
@@ -146,7 +146,7 @@ pub async fn open_repaired(
 
     delta.epoch = first.manifest.epoch;
     let state = State {
-        active_since: (!active.is_empty()).then(tokio::time::Instant::now),
+        active_since: replayed.times_ms.filter(|_| !active.is_empty()).map(|(first, _)| since(&env, first)),
         active,
         end,
         frozen: Default::default(),
@@ -289,6 +289,13 @@ fn open_cache(env: &Env, local: &Local, settings: &Settings) -> FrameCache {
         super::env::Threads::Pool => FrameCache::open(disk, settings.cache_bytes_max),
         super::env::Threads::Inline => FrameCache::open_inline(disk, settings.cache_bytes_max),
     }
+}
+
+/// The moment at which the clock stood at `time_ms`; now, where it has been put back since.
+fn since(env: &Env, time_ms: u64) -> Instant {
+    let age = Duration::from_millis(env.clock.now_ms().saturating_sub(time_ms));
+    let now = Instant::now();
+    now.checked_sub(age).unwrap_or(now)
 }
 
 fn progress(newest: &Published, lsn: Lsn) -> Progress {

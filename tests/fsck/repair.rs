@@ -188,7 +188,7 @@ async fn what_has_no_copy_is_an_error_after_a_repair_and_nothing_else_is() {
         let faults = wrong(&report);
         if !plan.left.is_empty() {
             // Of the maps' upper pages and the object table there is no copy: that is said, and nothing marked.
-            assert!(plan.left.iter().all(|left| left.remedy == Remedy::Recover), "{damage:?}: {plan:#?}");
+            assert!(plan.left.iter().all(|left| left.remedy == Remedy::FallBack), "{damage:?}: {plan:#?}");
             continue;
         }
         let errors = faults.iter().filter(|finding| finding.severity() == Severity::Error);
