@@ -229,7 +229,8 @@ impl Recover {
         let time = format_time(whole.time_ms);
         match passed.first() {
             None if self.fall_back => {
-                let text = format!("{name}: the newest epoch, {}, is whole: leave --fall-back out", whole.epoch);
+                let text =
+                    format!("{name}: the newest epoch, {}, is whole: leave --fall-back out", whole.epoch);
                 return Err(super::exit::usage(text));
             }
             None => say(format_args!(

@@ -80,8 +80,18 @@ pub(super) async fn whole<T, F>(read: impl Fn() -> F + Send) -> Result<T, Volume
 where
     F: Future<Output = Result<T, VolumeError>> + Send,
 {
+    whole_after(None, read).await
+}
+
+/// The same, where they were read with others before, and `damage` found.
+pub(super) async fn whole_after<T, F>(
+    mut damage: Option<VolumeError>,
+    read: impl Fn() -> F + Send,
+) -> Result<T, VolumeError>
+where
+    F: Future<Output = Result<T, VolumeError>> + Send,
+{
     let mut attempt = 1;
-    let mut damage = None;
     loop {
         match read().await {
             Err(error @ (VolumeError::Damaged { .. } | VolumeError::DamagedFrame { .. }))
@@ -93,7 +103,7 @@ where
             }
             result => {
                 if let (Some(error), Ok(_)) = (damage, &result) {
-                    tracing::warn!(%error, attempt, "bytes from the store were not whole, and are now: something on the way damages them");
+                    tracing::warn!(%error, "bytes from the store were not whole, and are now: something on the way damages them");
                 }
                 return result;
             }

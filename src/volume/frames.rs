@@ -6,7 +6,7 @@
 //!
 //! # Errors and retries
 //! Bytes from the cache on disk that do not open are forgotten and fetched. Bytes from the store that do not open are
-//! fetched again, alone, as [`whole`] says; then the frame is damaged.
+//! fetched again, alone, as [`whole_after`] says; then the frame is damaged.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use quick_cache::{Weighter, sync::Cache};
 
 use super::{
-    bucket::{Bucket, whole},
+    bucket::{Bucket, whole_after},
     env::Env,
     error::{FrameError, VolumeError},
     object::BuiltObject,
@@ -215,14 +215,14 @@ impl Frames {
                 Err(VolumeError::Store(error)) if error.kind != ErrorKind::Short => {
                     Err(VolumeError::Store(error))
                 }
-                Err(_) => self.fetch_alone(frame).await,
+                Err(error) => self.fetch_alone(frame, Some(error)).await,
             });
         }
         results
     }
 
-    async fn fetch_alone(&self, frame: &FrameRef) -> Result<Bytes, VolumeError> {
-        let fetched = whole(|| async {
+    async fn fetch_alone(&self, frame: &FrameRef, damage: Option<VolumeError>) -> Result<Bytes, VolumeError> {
+        let fetched = whole_after(damage, || async {
             let stored = self.get(frame, frame.stored_bytes.into()).await?;
             self.accept(frame, stored)
         });
@@ -277,7 +277,7 @@ impl Frames {
     async fn load_page(&self, at: PageAt) -> Result<Arc<Page>, VolumeError> {
         let plain = match self.load_cached(&at.frame).await {
             Some(plain) => plain,
-            None => self.fetch_alone(&at.frame).await?,
+            None => self.fetch_alone(&at.frame, None).await?,
         };
         let page = Page::decode(&plain, at.map, at.level, at.first_key, self.bucket.block_bytes())
             .map_err(|error| VolumeError::frame(&at.frame, error.into()))?;

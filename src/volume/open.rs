@@ -115,8 +115,9 @@ pub async fn open_repaired(
     let tag = random_bytes::<32>(&*env.random);
     let floor = plan.belongs.then_some(Lsn(newest.manifest.log.lsn));
     let unusable = match floor {
-        Some(_) if repair.cut_log => find_damage(&bucket, &local, identity.log, &newest.manifest)?
-            .and_then(|damage| damage.unusable()),
+        Some(_) if repair.cut_log => {
+            find_damage(&bucket, &local, identity.log, &newest.manifest)?.and_then(|damage| damage.unusable())
+        }
         _ => None,
     };
     let (options, disk) = (wal_options(&settings, tag), Arc::clone(&local.wal));
@@ -129,7 +130,9 @@ pub async fn open_repaired(
     let position = floor.unwrap_or_else(|| log.next());
     let mut replay = Replay::new(&bucket, identity.log, &payloads, &newest.manifest, position);
     if let Some(floor) = floor {
-        replay.run(log.records(floor)).or_else(|error| explain(error, &bucket, &local, identity.log, &newest.manifest))?;
+        replay
+            .run(log.records(floor))
+            .or_else(|error| explain(error, &bucket, &local, identity.log, &newest.manifest))?;
     }
     let Replay { layer: active, found: mut replayed, end, .. } = replay;
     replayed.note_torn(&scan);

@@ -589,7 +589,8 @@ impl Publisher {
             let newer = std::mem::replace(&mut state.delta, Arc::unwrap_or_clone(older));
             state.delta.append(newer);
         }
-        self.checkpoint_after = state.delta.cut_objects + self.core.settings.checkpoint_objects;
+        let changes = state.delta.cut_objects.max(state.delta.snapshots.len());
+        self.checkpoint_after = changes + self.core.settings.checkpoint_objects;
         Ok(())
     }
 

@@ -65,7 +65,10 @@ impl fmt::Display for LogFault {
         match self {
             Self::Corrupt(corruption) => corruption.fmt(f),
             Self::Unusable { lsn, kind, detail } => {
-                write!(f, "log damaged at {lsn}: the record of kind {kind} there is no record of this log: {detail}")
+                write!(
+                    f,
+                    "log damaged at {lsn}: the record of kind {kind} there is no record of this log: {detail}"
+                )
             }
         }
     }

@@ -312,9 +312,7 @@ pub(super) struct Fenced {
 pub(super) async fn fenced_log(env: &Env, bucket: &Bucket, local: &Local) -> Result<Fenced, VolumeError> {
     let folder = env.local.describe(bucket.header.volume);
     let (newest, fell_back) = match bucket.newest_manifest().await {
-        Err(error) if error.is_of_line() => {
-            (find_whole(bucket).await?.base.ok_or(error)?.published, true)
-        }
+        Err(error) if error.is_of_line() => (find_whole(bucket).await?.base.ok_or(error)?.published, true),
         newest => (newest?, false),
     };
     let Some(identity) = load_identity(bucket, local, Agreed::default())? else {

@@ -22,15 +22,19 @@ use crate::{
 
 const ROLLBACK: Agreed = Agreed { takeover: true, rollback: true, discard: false };
 
-/// A bucket that was put back to its state after two cuts, and the host that had published four more in that tenure; with
-/// another tenure in its log, which calls all of them trimmed.
-async fn rolled_back(seed: u64) -> (History, Disks) {
+/// A bucket that was put back to its state before the last three cuts of a host, which had published `before` others in the
+/// same tenure; with another tenure in its log, which calls all of them trimmed.
+async fn rolled_back(seed: u64, before: usize) -> (History, Disks) {
     let mut history = History::of_cuts(seed, 2).await;
-    let old = history.memory().snapshot();
     let disks = history.rig.hosts[0].clone();
+    let mut old = history.memory().snapshot();
     let (volume, _) = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap();
     let mut prng = Prng::new(seed);
-    for _ in 0..4 {
+    for _ in 0..before {
+        history.cut(&volume, &mut prng).await;
+        old = history.memory().snapshot();
+    }
+    for _ in 0..3 {
         history.cut(&volume, &mut prng).await;
     }
     drop(volume);
@@ -41,21 +45,20 @@ async fn rolled_back(seed: u64) -> (History, Disks) {
 
 #[tokio::test(start_paused = true)]
 async fn damage_below_what_the_log_calls_trimmed_is_found_over_an_older_bucket() {
-    let (mut history, disks) = rolled_back(200).await;
-    let whole = disks.snapshot();
-    let (volume, report) = history.open(&whole, ROLLBACK, &Repair::default()).await.unwrap();
-    assert_eq!(report.replayed.records, 12);
+    let (mut history, disks) = rolled_back(200, 1).await;
+    let (volume, report) = history.open(&disks, ROLLBACK, &Repair::default()).await.unwrap();
+    assert_eq!(report.replayed.records, 9);
     assert!(content(&volume).await == history.images[6]);
     drop(volume);
 
-    let (mut history, disks) = rolled_back(200).await;
+    let (mut history, disks) = rolled_back(200, 1).await;
     let scan = wal::scan(&disks.wal).unwrap();
     let writes: Vec<_> =
         scan.records(scan.start).map(Result::unwrap).filter(|record| record.kind == 1).collect();
     flip_record(&disks, writes[writes.len() - 4].lsn.0);
     let refused = history.open(&disks, ROLLBACK, &Repair::default()).await.unwrap_err();
     let VolumeError::LogDamaged(damage) = &refused else { panic!("{refused}") };
-    assert_eq!((damage.before.records, damage.beyond.records), (8, 3), "{refused}");
+    assert_eq!((damage.before.records, damage.beyond.records), (5, 3), "{refused}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -113,6 +116,17 @@ async fn a_log_whose_base_is_gone_with_an_older_bucket_is_not_called_empty() {
     assert!(!refused.to_string().contains("--rescue-to"), "{refused}");
     let refused = Elsewhere::new().rescue(&history).await.unwrap_err();
     assert!(matches!(refused, VolumeError::NoBase { records: 9, .. }), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_lacks_what_an_older_bucket_needs_is_not_called_empty() {
+    // The tenure that the older bucket goes up to is not in the log any more.
+    let (mut history, disks) = rolled_back(230, 0).await;
+    let refused = history.open(&disks, ROLLBACK, &Repair::default()).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::Diverged { records: 9, has_base: false, .. }), "{refused}");
+    let refused = Elsewhere::new().rescue(&history).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::NoBase { records: 9, .. }), "{refused}");
+    history.open(&disks, Agreed { discard: true, ..ROLLBACK }, &Repair::default()).await.unwrap();
 }
 
 /// Appends a record that is whole to the log, and that no seal of the volume opens.

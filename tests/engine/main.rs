@@ -20,3 +20,4 @@ mod rig;
 mod status;
 mod store_faults;
 mod two_writers;
+mod warnings;
