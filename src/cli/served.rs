@@ -19,6 +19,7 @@ use crate::{
         Volume,
         error::{Kind, VolumeError},
         host::HostRoot,
+        status::Waiting,
     },
 };
 
@@ -102,7 +103,7 @@ impl Served {
             working.set(Progress { left_bytes, store_away_ms: self.opened.health().away_ms });
             tokio::select! {
                 biased;
-                done = &mut sync => return done,
+                done = &mut sync => return done.and_then(|()| core.noted.tell_incomplete(Waiting::Sync)),
                 _ = progress.changed() => {}
                 // The store's health changes without a word.
                 () = tokio::time::sleep(std::time::Duration::from_millis(500)) => {}

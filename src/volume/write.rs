@@ -22,6 +22,7 @@ use super::{
     record::{self, WRITE_HEAD_BYTES},
     settings::Durability,
     state::State,
+    status::Waiting,
 };
 
 impl Core {
@@ -176,7 +177,8 @@ impl Core {
             // Not the log's end: what the publisher notes there is never published itself.
             Durability::Remote => {
                 let end = self.state().end;
-                self.publish_to(end).await
+                self.publish_to(end).await?;
+                self.noted.tell_incomplete(Waiting::Flush)
             }
         }
     }

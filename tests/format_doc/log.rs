@@ -35,7 +35,7 @@ pub fn keys() -> Arc<Keys> {
 
 fn start(disk: &SimDisk, tag: [u8; 32], floor: Lsn) -> Log {
     let options = wal::Options { segment_bytes: SEGMENT_BYTES, log_bytes_max: 4 * SEGMENT_BYTES, tag };
-    let (log, _) = wal::Log::open(Arc::new(disk.clone()), options, floor).unwrap();
+    let (log, _) = wal::Log::open(Arc::new(disk.clone()), options, Some(floor)).unwrap();
     let settings = Settings { log_mode: wal::Mode::Inline, ..Settings::default() };
     Log::start(log, (LOG, &tag), keys(), Arc::new(PayloadMemory::new(0)), &settings)
 }
