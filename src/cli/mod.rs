@@ -12,6 +12,7 @@ mod key;
 mod new_secret;
 mod open;
 mod progress;
+mod rebuilt;
 mod recover;
 mod repair;
 mod secret;

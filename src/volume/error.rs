@@ -59,7 +59,7 @@ pub enum VolumeError {
     /// The epoch that a lost line was built on is gone.
     #[error(
         "the epoch that the local log in {folder} goes on from is not in the bucket any more, so its records cannot become \
-         a volume: manifests that old were removed since"
+         a volume: manifests that old were removed since, and no snapshot (before-takeover-...) keeps it any more"
     )]
     NoBase {
         /// Where the log is.

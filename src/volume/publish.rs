@@ -93,6 +93,8 @@ pub struct Publisher {
     cuts: VecDeque<Cut>,
     checkpoint: Option<Task<Checkpoint>>,
     checkpointed: Option<Checkpoint>,
+    /// Of what the checkpoint under way, or to be tried again, holds.
+    checkpoint_facts: Option<CutFacts>,
     /// No checkpoint before the delta has this many objects of cuts: after one failed, some more come first.
     checkpoint_after: usize,
     kept: VecDeque<(Generation, Epoch)>,
@@ -151,6 +153,7 @@ impl Publisher {
             cuts: VecDeque::new(),
             checkpoint: None,
             checkpointed: None,
+            checkpoint_facts: None,
             checkpoint_after: 0,
             checkpoint_given_up: false,
             log_full: false,
@@ -553,11 +556,18 @@ impl Publisher {
 
     fn start_checkpoint(&mut self) {
         let core = Arc::clone(&self.core);
+        let newest = &self.newest.manifest;
+        // Of the newest manifest and not of what is on its way: who finds the maps without one goes on from there.
+        let facts = CutFacts {
+            parent: newest.data_cut,
+            ..self.facts(newest.epoch, Lsn(newest.log.lsn), newest.size_bytes)
+        };
         let mut state = core.state_mut();
         let delta = match &state.checkpointing {
             // The last attempt failed: once more.
             Some(delta) => Arc::clone(delta),
             None => {
+                self.checkpoint_facts = None;
                 let empty = Delta::new(core.bucket.block_bytes(), state.delta.epoch);
                 let delta = Arc::new(std::mem::replace(&mut state.delta, empty));
                 state.checkpointing = Some(Arc::clone(&delta));
@@ -565,7 +575,7 @@ impl Publisher {
             }
         };
         let job = checkpoint::Job {
-            facts: self.facts(delta.epoch, Lsn(self.position.lsn), state.size_bytes),
+            facts: *self.checkpoint_facts.get_or_insert(facts),
             delta,
             roots: state.roots.clone(),
             mapped_blocks: self.newest.manifest.totals.mapped_blocks,

@@ -28,8 +28,10 @@ use super::{
     record::{self, LogRecord},
     replay::{Replayed, find_damage},
     settings::Settings,
+    snapshots::SnapshotTable,
     state::Source,
     survey::{Fenced, fenced_log},
+    takeover,
 };
 use crate::{
     format::{ids::VolumeId, local::LogIdentity, names, slot::Argon2},
@@ -64,6 +66,8 @@ pub struct Rescued {
     pub copied_bytes: u64,
     /// What came on top, from the log.
     pub replayed: Replayed,
+    /// Names of the snapshots that keep what is needed for this, and are needed for nothing else.
+    pub kept_by: Vec<String>,
 }
 
 /// Copies what the log of this host holds, and the epoch below it, into a new volume. `advance` is told the bytes done.
@@ -83,6 +87,12 @@ pub async fn rescue(
     if let Some(damage) = find_damage(bucket, &local, identity.log, &base.manifest)? {
         return Err(VolumeError::LogDamaged(Box::new(damage)));
     }
+    let kept_by = match bucket.newest_manifest().await {
+        Ok(newest) => SnapshotTable::load(bucket, &newest.manifest).await,
+        Err(error) => Err(error),
+    };
+    // It is only told where it can be known.
+    let kept_by = kept_by.map_or(Vec::new(), |table| takeover::taken_from(&table, &identity));
     let source = read_only_at(env.clone(), bucket.clone(), destination.settings.clone(), &base, None).await?;
     let (store, secret) = (Arc::clone(&destination.env.store), destination.secret);
     let target = open_destination(&destination, bucket, &base, origin(bucket, &identity, &base)).await?;
@@ -112,7 +122,7 @@ pub async fn rescue(
     finish(&*store).await?;
     // It opens like any other from now on.
     Bucket::unlock(store, secret).await?;
-    Ok(Rescued { base, copied_bytes, replayed })
+    Ok(Rescued { base, copied_bytes, replayed, kept_by })
 }
 
 /// Stands for what is rescued: the first half of the new volume's id. The other half is random, since one log may become
