@@ -5,12 +5,14 @@
 
 mod confirm;
 mod exit;
+mod exports;
 mod fsck;
 mod info;
 mod init;
 mod key;
 mod new_secret;
 mod open;
+mod perform;
 mod progress;
 mod rebuilt;
 mod recover;
@@ -19,6 +21,7 @@ mod secret;
 mod serve;
 mod served;
 mod size;
+mod snapshot;
 mod status;
 mod sync;
 mod target;
@@ -61,6 +64,9 @@ enum Command {
     /// List, add, remove and change the secrets that open a volume.
     #[command(subcommand)]
     Key(key::Key),
+    /// Take, list, delete and rename snapshots of a volume.
+    #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
     /// Say how the open server of a volume on this host does, and how far behind its bucket is.
     Status(status::Status),
     /// Wait until everything that the open server on this host has acknowledged is in the bucket.
@@ -94,6 +100,7 @@ pub fn main() -> ExitCode {
             Command::Fsck(command) => return command.run().await,
             Command::Info(command) => command.run().await,
             Command::Key(command) => command.run().await,
+            Command::Snapshot(command) => command.run().await,
             Command::Status(command) => command.run().await,
             Command::Sync(command) => command.run().await,
         }

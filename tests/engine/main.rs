@@ -17,6 +17,7 @@ mod recovery;
 mod rescue;
 mod rig;
 mod scan;
+mod snapshots;
 mod status;
 mod store_faults;
 mod two_writers;
