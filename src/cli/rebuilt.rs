@@ -8,7 +8,11 @@ use crate::{
 
 /// Says what is left out; returns what the objects add up to.
 pub(super) fn describe(name: &str, found: &Rebuilt) -> String {
-    list(name, found.damaged.iter().map(|text| format!("cannot be read: {text}")), "objects that cannot be read");
+    list(
+        name,
+        found.damaged.iter().map(|text| format!("cannot be read: {text}")),
+        "objects that cannot be read",
+    );
     let because = |verb: &str, (epoch, generation, why): &(Epoch, Generation, String)| {
         format!("{verb} epoch {epoch} of generation {generation}: {why}")
     };

@@ -82,7 +82,7 @@ pub struct Rebuilt {
 /// `NoManifest` where no whole cut can be found, or where it is a clone's: the text says why.
 pub async fn rebuild(bucket: &Bucket, env: &Env, advance: impl Fn(u64, u64)) -> Result<Rebuilt, VolumeError> {
     let pieces = Pieces::load(bucket, advance).await?;
-    let mut finder = Finder { bucket, pieces: &pieces, looks: BTreeMap::new() };
+    let mut finder = Finder::new(bucket, &pieces);
     let line = finder.find().await?;
     let looks = finder.looks;
     assemble(bucket, env, &pieces, looks, &line).await
@@ -132,9 +132,30 @@ struct Finder<'a> {
     bucket: &'a Bucket,
     pieces: &'a Pieces,
     looks: BTreeMap<usize, Result<Known, String>>,
+    /// Checkpoints by the cut that they stand for, with all below it.
+    standing: BTreeMap<Option<CutName>, Vec<usize>>,
+    /// What tenures began from, as their claims say.
+    began: BTreeMap<Generation, Option<CutName>>,
 }
 
-impl Finder<'_> {
+impl<'a> Finder<'a> {
+    fn new(bucket: &'a Bucket, pieces: &'a Pieces) -> Self {
+        let mut standing: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        for (number, checkpoint) in pieces.checkpoints.iter().enumerate() {
+            standing.entry(checkpoint.facts.parent).or_default().push(number);
+        }
+        Self { bucket, pieces, looks: BTreeMap::new(), standing, began: BTreeMap::new() }
+    }
+
+    async fn began_from(&mut self, tenure: Generation) -> Result<Option<CutName>, VolumeError> {
+        if let Some(known) = self.began.get(&tenure) {
+            return Ok(*known);
+        }
+        let from = began_from(self.bucket, tenure).await?;
+        self.began.insert(tenure, from);
+        Ok(from)
+    }
+
     /// The newest cut or checkpoint that is whole with all that it needs: of the highest tenure, or of what that one
     /// began from.
     async fn find(&mut self) -> Result<Line, VolumeError> {
@@ -179,10 +200,10 @@ impl Finder<'_> {
     }
 
     /// Where no head of a tenure can be used: what the first of them was built on, or what the claim says.
-    async fn below(&self, bound: &Bound) -> Result<Option<Bound>, VolumeError> {
+    async fn below(&mut self, bound: &Bound) -> Result<Option<Bound>, VolumeError> {
         let Bound { tenure, highest, .. } = *bound;
         let Pieces { cuts, checkpoints, .. } = self.pieces;
-        let from = began_from(self.bucket, tenure).await?;
+        let from = self.began_from(tenure).await?;
         let cut = cuts.range((tenure, Epoch(0))..=(tenure, highest)).next().and_then(|(_, cut)| cut.parent());
         let mapped = checkpoints.iter().filter(|it| it.last.0 == tenure).find_map(|it| it.facts.parent);
         let last = cut.or(mapped).filter(|last| last.0 < tenure);
@@ -250,14 +271,16 @@ impl Finder<'_> {
     ) -> Result<Option<usize>, VolumeError> {
         // Those that a line may end with are heads themselves.
         let Some(first) = above.last() else { return Ok(None) };
-        let from = began_from(self.bucket, first.0).await?;
-        for (number, checkpoint) in self.pieces.checkpoints.iter().enumerate().rev() {
+        let Some(standing) = self.standing.get(&cut).cloned() else { return Ok(None) };
+        let from = self.began_from(first.0).await?;
+        for number in standing.into_iter().rev() {
+            let checkpoint = &self.pieces.checkpoints[number];
             let in_line = match checkpoint.last.0 {
                 tenure if tenure == first.0 => true,
                 // Fenced by then, or of a line that was given up.
                 tenure => tenure < first.0 && from.is_none_or(|from| checkpoint.name() <= from),
             };
-            if checkpoint.facts.parent != cut || checkpoint.epoch >= first.1 || !in_line {
+            if !in_line || checkpoint.epoch >= first.1 {
                 continue;
             }
             if self.fault(number).await?.is_none() && self.is_apart(number, above) {
@@ -283,7 +306,8 @@ fn left_out(pieces: &Pieces, line: &Line, known: &Known) -> Vec<(Epoch, Generati
     let others = pieces.cuts.iter().rev().filter(|(name, cut)| {
         !taken.contains(name) && !cut.pieces.iter().all(|piece| is_mapped(&piece.listed))
     });
-    let why = |cut: &pieces::Cut| cut.fault().unwrap_or_else(|| "it is not in the last writer's line".to_owned());
+    let why =
+        |cut: &pieces::Cut| cut.fault().unwrap_or_else(|| "it is not in the last writer's line".to_owned());
     others.map(|(name, cut)| (name.1, name.0, why(cut))).collect()
 }
 

@@ -64,7 +64,8 @@ impl Cut {
         let agree = self.pieces.iter().all(|piece| {
             let (a, b) = (piece, &self.pieces[0]);
             let (of_a, of_b) = (a.facts, b.facts);
-            (a.parts, of_a.parent, of_a.log, of_a.size_bytes) == (b.parts, of_b.parent, of_b.log, of_b.size_bytes)
+            (a.parts, of_a.parent, of_a.log, of_a.size_bytes)
+                == (b.parts, of_b.parent, of_b.log, of_b.size_bytes)
         });
         if !agree {
             return Some("its objects contradict each other".to_owned());
