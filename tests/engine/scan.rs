@@ -1,6 +1,10 @@
 //! A volume without any manifest whose dead objects were collected: which checkpoint it is put together from, and which never.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use s3bd::{
@@ -190,13 +194,16 @@ async fn a_checkpoint_that_no_manifest_had_is_no_trouble_where_others_use_its_nu
     for cuts_after in [0, 2, 5] {
         let mut history = History::of_cuts(230, 2).await;
         let (volume, _) = history.rig.open(0, Agreed::default()).await.unwrap();
-        churn(&mut history, &volume, &mut Prng::new(231), 1).await;
-        history.rig.faulty.set_plan(|call: &Call<'_>| {
-            match call.operation == "put" && call.key.starts_with("manifests/") {
+        // That of the cut is put; that of the checkpoint is on its way when the host ends.
+        let manifests = AtomicU64::new(0);
+        history.rig.faulty.set_plan(move |call: &Call<'_>| {
+            let is_manifest = call.operation == "put" && call.key.starts_with("manifests/");
+            match is_manifest && manifests.fetch_add(1, Ordering::Relaxed) > 0 {
                 true => Fault::Delay(Duration::from_secs(3600)),
                 false => Fault::None,
             }
         });
+        churn(&mut history, &volume, &mut Prng::new(231), 1).await;
         tokio::time::sleep(Duration::from_secs(60)).await;
         drop(volume);
         history.rig.faulty.set_plan(|_: &Call<'_>| Fault::None);
