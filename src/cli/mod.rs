@@ -14,6 +14,7 @@ mod new_secret;
 mod open;
 mod perform;
 mod progress;
+mod rebuilt;
 mod recover;
 mod repair;
 mod resize;

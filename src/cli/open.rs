@@ -9,7 +9,7 @@ use super::{
     exit,
     exports::VolumeExports,
     init::{self, CompressionArg},
-    progress::{describe_lost_log, describe_replay, show_upload},
+    progress::{describe_lost_log, describe_replay, describe_taken, show_upload},
     say,
     secret::SecretArgs,
     serve::{Addresses, Signals, bind, describe, server},
@@ -260,6 +260,9 @@ impl Open {
                 describe_lost_log(&report.newest)
             };
             tell(format_args!("{} was not closed; {found}", self.target.name()));
+        }
+        if let Some(snapshot) = &report.taken {
+            tell(describe_taken(snapshot, &report.newest));
         }
         Ok(volume)
     }

@@ -76,6 +76,19 @@ pub(super) fn describe_lost_log(newest: &crate::format::manifest::Manifest) -> S
     )
 }
 
+/// The snapshot that a takeover took, and what for.
+pub(super) fn describe_taken(
+    snapshot: &crate::format::manifest::Snapshot,
+    newest: &crate::format::manifest::Manifest,
+) -> String {
+    let (name, host) = (&snapshot.name, &newest.writer.host);
+    format!(
+        "took snapshot {name} of epoch {}, on which the log of {host} goes on: with it, s3bd recover --rescue-to on {host} can \
+         still make a volume of what is in that log alone; once it is rescued or given up, s3bd snapshot delete removes it",
+        snapshot.epoch,
+    )
+}
+
 /// A bar over things that are counted. Nothing where standard error is no terminal.
 pub(super) struct Counting(Clearing);
 

@@ -10,8 +10,8 @@ use super::{
     confirm::confirm,
     exit::{CliError, DAMAGED, DIVERGED},
     open::close,
-    progress::{Bytes, Counting, describe_lost_log, describe_replay, show_upload},
-    say,
+    progress::{Bytes, Counting, describe_lost_log, describe_replay, describe_taken, show_upload},
+    rebuilt, say,
     secret::SecretArgs,
     serve::Signals,
     size::show_size,
@@ -28,7 +28,7 @@ use crate::{
         error::VolumeError,
         format_time,
         open::{Agreed, OpenReport, Repair, inspect, open_repaired},
-        rebuild::{Rebuilt, rebuild},
+        rebuild::rebuild,
         replay::Replayed,
         rescue::{Destination, rescue},
         settings::Settings,
@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// Lines about epochs that are given up, or left out, before the rest is only counted.
-const LINES_MAX: usize = 20;
+pub(super) const LINES_MAX: usize = 20;
 
 /// Upload what the local log holds, after a crash or a loss.
 #[derive(Debug, Args)]
@@ -72,6 +72,16 @@ pub(super) struct Recover {
     /// Answer yes to what would be asked: whether to give up what cannot be had back.
     #[arg(long)]
     yes: bool,
+}
+
+/// Says of the snapshots that were taken for a log that they are no more needed for it.
+fn say_left(name: &str, snapshots: &[String]) {
+    for snapshot in snapshots {
+        say(format_args!(
+            "{name}: snapshot {snapshot} was kept for what is in this log: once that is rescued or given up, s3bd snapshot \
+             delete removes it"
+        ));
+    }
 }
 
 /// What is given up, in a question, and the exit code where that is not agreed to.
@@ -148,6 +158,7 @@ impl Recover {
             show_size(rescued.replayed.bytes),
             old,
         ));
+        say_left(&old, &rescued.kept_by);
         // It is a volume, and not of all that the log was to hold: whoever goes on to give the log up is to know.
         rescued.damage.map_or(Ok(()), |damage| {
             let text = format!("{old}: write-ahead log: {damage}; {name} ends before the damage");
@@ -265,27 +276,11 @@ impl Recover {
         let bar = Counting::new("reading indexes");
         let found = rebuild(bucket, env, |done, total| bar.show(done, total)).await;
         drop(bar);
-        let Rebuilt { base, epoch, time_ms, size_bytes, used_bytes, cuts, left_out, damaged } =
-            found.with_context(|| name.clone())?;
-        damaged.iter().take(LINES_MAX).for_each(|text| say(format_args!("{name}: cannot be read: {text}")));
-        if damaged.len() > LINES_MAX {
-            say(format_args!("{name}: and {} more objects that cannot be read", damaged.len() - LINES_MAX));
-        }
-        for (epoch, generation, why) in left_out.iter().take(LINES_MAX) {
-            say(format_args!("{name}: left out: epoch {epoch} of generation {generation}: {why}"));
-        }
-        if left_out.len() > LINES_MAX {
-            say(format_args!("{name}: and {} more epochs are left out", left_out.len() - LINES_MAX));
-        }
-        let text = format!(
-            "the objects add up to epoch {epoch} of {}: a volume of {}, {} of it used, from {cuts} cuts",
-            format_time(time_ms),
-            show_size(size_bytes),
-            show_size(used_bytes),
-        );
+        let found = found.with_context(|| name.clone())?;
+        let text = rebuilt::describe(&name, &found);
         say(format_args!("{name}: {text}"));
         losses.push(Loss { question: format!("{text}: publish it?"), code: DAMAGED });
-        Ok(base)
+        Ok(found.base)
     }
 
     /// Opens the volume, uploads what is to be uploaded, and closes it.
@@ -327,6 +322,12 @@ impl Recover {
         say(format_args!(
             "{name}: {published}: everything is in the bucket, as epoch {epoch}; the volume is closed"
         ));
+        if let Some(snapshot) = &report.taken {
+            say(describe_taken(snapshot, &report.newest));
+        }
+        if report.given_up.records > 0 || report.given_up.uncounted.is_some() {
+            say_left(&name, &report.left);
+        }
         Ok(())
     }
 

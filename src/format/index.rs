@@ -28,7 +28,7 @@ pub struct Index {
     pub part: u32,
     /// Number of objects with data of the cut; 0 in an object of pages, which no cut needs to be whole.
     pub parts: u32,
-    /// The newest cut with objects that this one was built on.
+    /// The newest cut with objects that this one was built on; of pages, the newest that they map.
     pub parent: Option<(Generation, Epoch)>,
     /// How far into which log the cut reaches.
     pub log: LogPosition,

@@ -41,6 +41,12 @@ pub struct Base {
 }
 
 impl Base {
+    /// Whether a manifest was in the bucket when this was chosen, whole or not.
+    #[must_use]
+    pub fn lists(&self, manifest: (Generation, Epoch)) -> bool {
+        self.listed.binary_search(&manifest).is_ok()
+    }
+
     /// The manifest, if no other was put since it was chosen.
     pub(super) async fn load(&self, bucket: &Bucket) -> Result<Published, VolumeError> {
         let now = bucket.list_manifests().await?;

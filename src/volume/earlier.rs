@@ -75,8 +75,8 @@ pub async fn find(
             Err(error) => return Err(error),
         };
         listed.extend(older.objects.iter().map(by_epoch));
-        let same_snapshots = older.roots.snapshots == newest.manifest.roots.snapshots
-            && older.snapshots == newest.manifest.snapshots;
+        // Then the newest has all changes of the table since, too.
+        let same_snapshots = older.roots.snapshots == newest.manifest.roots.snapshots;
         if older.roots.epoch < tried && same_snapshots {
             tried = older.roots.epoch;
             if is_whole(direct, &older.roots).await?

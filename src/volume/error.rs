@@ -59,8 +59,9 @@ pub enum VolumeError {
     /// The epoch that a lost line was built on is gone.
     #[error(
         "the local log in {folder} holds {records} writes that are nowhere else, but the epoch they go on from is not in the \
-         bucket any more, so they cannot become a volume: it was removed since, or an older copy of the bucket was put back; \
-         s3bd recover --discard gives them up"
+         bucket any more, so they cannot become a volume: manifests that old were removed since, and no snapshot \
+         (before-takeover-...) keeps it any more, or an older copy of the bucket was put back; s3bd recover --discard gives \
+         them up"
     )]
     NoBase {
         /// Writes in it, as far as they can be told from what the bucket has.

@@ -50,6 +50,7 @@ pub mod snapshots;
 pub mod state;
 pub mod status;
 mod survey;
+mod takeover;
 pub mod usage;
 pub mod waiters;
 pub mod walk;

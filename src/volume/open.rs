@@ -29,13 +29,14 @@ use super::{
     snapshots::SnapshotTable,
     state::State,
     survey::{Survey, begin_log, load_base, note_tenure, plan_log, survey, survey_and_claim},
+    takeover,
 };
 use crate::{
     cache::FrameCache,
     format::{
         ids::{LogId, LogPosition},
         local::Seen,
-        manifest::{Manifest, Snapshot},
+        manifest::{Manifest, Snapshot, SnapshotChange},
         names,
     },
     map::delta::Delta,
@@ -67,6 +68,10 @@ pub struct OpenReport {
     pub replayed: Replayed,
     /// What the log held of a lost line, given up with the caller's word.
     pub given_up: Replayed,
+    /// Taken of the newest manifest before, for the host whose log goes on from it.
+    pub taken: Option<Snapshot>,
+    /// Names of the snapshots that takeovers took for logs of this host that were given up.
+    pub left: Vec<String>,
 }
 
 /// How to open a volume that cannot be opened as it is.
@@ -139,17 +144,31 @@ pub async fn open_repaired(
     replayed.note_torn(&scan);
 
     let mut delta = load_delta(&bucket, &newest.manifest).await?;
+    let mut snapshots = SnapshotTable::load(&bucket, &newest.manifest).await?;
+    // One that was made from objects is nothing that can be pinned.
+    let is_published = base.is_none_or(|base| !base.rebuilt);
+    let taken = takeover::snapshot(tenure, &newest, &identity, &snapshots).filter(|_| is_published);
+    let left = if plan.belongs { Vec::new() } else { takeover::taken_from(&snapshots, &identity) };
     let first = claims::put_first_manifest(&bucket, &env, tenure, &newest, |first| {
         if base.is_some_and(|base| base.rebuilt) {
             first.parent = None;
         }
         first.log = LogPosition { log: identity.log, lsn: position.0 };
         first.unpublished_bytes = active.data_bytes();
+        if let Some(snapshot) = &taken {
+            first.next_snapshot = snapshot.id + 1;
+            first.snapshots.push(SnapshotChange::Taken(snapshot.clone()));
+        }
     })
     .await?;
     claims::check(&bucket, tenure).await?;
 
     delta.epoch = first.manifest.epoch;
+    if let Some(snapshot) = &taken {
+        let change = SnapshotChange::Taken(snapshot.clone());
+        snapshots.apply(&change);
+        delta.snapshots.push(change);
+    }
     let state = State {
         active_since: replayed.times_ms.filter(|_| !active.is_empty()).map(|(first, _)| since(&env, first)),
         active,
@@ -159,7 +178,7 @@ pub async fn open_repaired(
         delta,
         checkpointing: None,
         roots: first.manifest.roots.clone(),
-        snapshots: SnapshotTable::load(&bucket, &newest.manifest).await?,
+        snapshots,
         size_bytes,
         closing: false,
         fault: None,
@@ -186,7 +205,7 @@ pub async fn open_repaired(
     let start = Start { tenure, newest: first, kept, closing, state_disk: Arc::clone(&local.state) };
     let publisher = tokio::spawn(Publisher::new(Arc::clone(&core), start).run());
     let (has_log, given_up) = (plan.belongs, plan.given_up);
-    let report = OpenReport { newest: newest.manifest, was_clean, has_log, replayed, given_up };
+    let report = OpenReport { newest: newest.manifest, was_clean, has_log, replayed, given_up, taken, left };
     Ok((Volume::new(core, Some(publisher), close, Some(local)), report))
 }
 
@@ -203,6 +222,7 @@ pub async fn inspect(
     let Survey { newest, plan, was_clean, .. } =
         survey(env, bucket, local.as_ref(), agreed, repair.base.as_ref()).await?;
     load_delta(bucket, &newest.manifest).await?;
+    SnapshotTable::load(bucket, &newest.manifest).await?;
     let mut replayed = Replayed::default();
     if let Some(local) = local.filter(|_| plan.belongs) {
         let floor = Lsn(newest.manifest.log.lsn);
@@ -224,7 +244,15 @@ pub async fn inspect(
         replayed.note_torn(&scan);
     }
     let (has_log, given_up) = (plan.belongs, plan.given_up);
-    Ok(OpenReport { newest: newest.manifest, was_clean, has_log, replayed, given_up })
+    Ok(OpenReport {
+        newest: newest.manifest,
+        was_clean,
+        has_log,
+        replayed,
+        given_up,
+        taken: None,
+        left: Vec::new(),
+    })
 }
 
 /// Opens the newest epoch for reading. Claims nothing, and uses the cache on disk where no writer on this host has it.

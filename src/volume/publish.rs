@@ -553,13 +553,18 @@ impl Publisher {
 
     fn start_checkpoint(&mut self) {
         let core = Arc::clone(&self.core);
+        let newest = &self.newest.manifest;
+        // Of the newest manifest and not of what is on its way: who finds the maps without one goes on from there.
+        let facts = CutFacts {
+            parent: newest.data_cut,
+            ..self.facts(newest.epoch, Lsn(newest.log.lsn), newest.size_bytes)
+        };
         let mut state = core.state_mut();
         let empty = Delta::new(core.bucket.block_bytes(), state.delta.epoch);
         let delta = Arc::new(std::mem::replace(&mut state.delta, empty));
         state.checkpointing = Some(Arc::clone(&delta));
         let job = checkpoint::Job {
-            // The published size: a change of it that is not published yet is not in the delta either.
-            facts: self.facts(delta.epoch, Lsn(self.position.lsn), self.newest.manifest.size_bytes),
+            facts,
             delta,
             roots: state.roots.clone(),
             mapped_blocks: self.newest.manifest.totals.mapped_blocks,

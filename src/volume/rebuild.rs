@@ -1,50 +1,53 @@
 //! Making a manifest from objects and claims alone, where there is none.
 //!
 //! # Overview
-//! The index at an object's end says of which cut it is, which part of how many, and on which cut that one was built. The
-//! newest claims say which tenure came last and what it began from. From there the line of cuts goes back, parent by
-//! parent, to the first; its objects, in that order, are the volume.
+//! The index at an object's end says of which cut it is, which part of how many, and on which cut that one was built; the
+//! last object of a checkpoint has its roots, and says which cut they map up to. The newest claims say which tenure came
+//! last and what it began from. From there the line of cuts goes back, parent by parent, to one that a whole checkpoint
+//! maps, or to the first; that checkpoint, with the cuts above it on top, is the volume.
 //!
 //! # Invariants
-//! - A cut is taken whole or not at all, and with all that it was built on or not at all.
-//! - What a tenure put after a later one had begun is not in its line, and so is not taken: a cut that a fenced writer
-//!   uploaded. Where a tenure left no cut, its claim decides; what it may have found beyond that is left out and counted.
+//! - A cut is taken whole or not at all, and with all that it was built on or not at all. A checkpoint stands for all up to
+//!   its cut, and only with every page of its maps and every object that they name: what the collector deleted since is
+//!   not looked for.
+//! - What a tenure put after a later one had begun is not in its line, and so is not taken: a cut or a checkpoint that a
+//!   fenced writer uploaded. Where a tenure left no cut, its claim decides; what it may have found beyond that is left
+//!   out and counted.
 //!
 //! # Not handled
-//! Snapshots: their table is in pages of manifests that are gone. Cuts whose objects were collected: the line ends there.
+//! Changes of the snapshot table since the checkpoint: they were in manifests alone. The keys of other volumes' objects:
+//! a clone that still reads its origin's is refused.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+mod maps;
+mod pieces;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::stream::{StreamExt, TryStreamExt};
 
+use self::{
+    maps::Known,
+    pieces::{Checkpoint, CutName, Facts, Pieces},
+};
 use super::{
     base::{Base, began_from},
-    bucket::{Bucket, Published, digest},
+    bucket::{Bucket, Published},
     claims,
     env::Env,
     error::{Kind, VolumeError},
+    snapshots::SnapshotTable,
 };
 use crate::{
     format::{
-        ids::{Epoch, Generation, LogId, Sequence},
+        ids::{Epoch, Generation, LogId},
         manifest::{ListedObject, Manifest, ManifestLink, Roots, Totals},
-        names,
-        object::{FOOTER_BYTES, Footer, HEADER_BYTES, decode_header},
         page::Target,
     },
-    map::delta::{Delta, NewObject},
-    seal::SealError,
-    store::{ErrorKind, Listed, Range},
+    map::delta::Delta,
 };
 
-/// Objects looked at at once.
+/// Indexes read at once.
 const LOADS_MAX: usize = 16;
-
-/// A cut's name.
-type CutName = (Generation, Epoch);
 
 /// What the objects add up to.
 #[derive(Clone, Debug)]
@@ -59,260 +62,370 @@ pub struct Rebuilt {
     pub size_bytes: u64,
     /// Blocks that hold data, bytes.
     pub used_bytes: u64,
-    /// Cuts taken.
+    /// The checkpoint taken; none where all cuts were.
+    pub checkpoint: Option<Epoch>,
+    /// Cuts taken on top of it.
     pub cuts: u64,
+    /// The snapshots, as of the checkpoint.
+    pub snapshots: SnapshotTable,
+    /// Checkpoints passed over, and why, newest first.
+    pub passed: Vec<(Epoch, Generation, String)>,
     /// Cuts left out, and why, newest first.
     pub left_out: Vec<(Epoch, Generation, String)>,
     /// Objects that cannot be read.
     pub damaged: Vec<String>,
 }
 
-/// The objects of one cut.
-#[derive(Clone, Debug, Default)]
-struct Cut {
-    parts: Vec<NewObject>,
-}
-
-impl Cut {
-    /// Why it is not whole.
-    fn fault(&self) -> Option<String> {
-        let wanted = self.parts.first().map_or(0, |part| part.index.parts);
-        let there: BTreeSet<u32> = self.parts.iter().map(|part| part.index.part).collect();
-        let agree = self.parts.iter().all(|part| {
-            let (a, b) = (&part.index, &self.parts[0].index);
-            (a.parts, a.parent, a.log, a.size_bytes) == (b.parts, b.parent, b.log, b.size_bytes)
-        });
-        if !agree {
-            return Some("its objects contradict each other".to_owned());
-        }
-        let whole = there.len() == wanted as usize && self.parts.len() == there.len();
-        (!whole).then(|| format!("{} of its {wanted} objects are there", there.len()))
-    }
-
-    fn parent(&self) -> Option<CutName> {
-        self.parts.first().and_then(|part| part.index.parent)
-    }
-}
-
 /// Reads the indexes of all objects, and puts the newest cut of the winning line together. Changes nothing.
 ///
 /// # Errors
-/// `NoManifest` where no whole cut can be found: the text says why.
+/// `NoManifest` where no whole cut can be found, or where it is a clone's: the text says why.
 pub async fn rebuild(bucket: &Bucket, env: &Env, advance: impl Fn(u64, u64)) -> Result<Rebuilt, VolumeError> {
-    let listed = bucket.store.list(names::OBJECTS, None, None).await?;
-    let total = listed.len() as u64;
-    let mut cuts: BTreeMap<CutName, Cut> = BTreeMap::new();
-    let mut damaged = Vec::new();
-    let (mut highest, mut floor) = (Sequence(0), Generation(0));
-    let mut loads =
-        futures::stream::iter(listed.iter().map(|line| explain(bucket, line))).buffered(LOADS_MAX);
-    let mut done = 0;
-    while let Some(explained) = loads.try_next().await? {
-        done += 1;
-        advance(done, total);
-        match explained {
-            Ok(Some(new)) => {
-                highest = highest.max(new.listed.sequence);
-                floor = floor.max(new.listed.generation);
-                if new.index.parts > 0 {
-                    cuts.entry((new.index.generation, new.index.epoch)).or_default().parts.push(new);
+    let pieces = Pieces::load(bucket, advance).await?;
+    let mut finder = Finder::new(bucket, &pieces);
+    let line = finder.find().await?;
+    let looks = finder.looks;
+    assemble(bucket, env, &pieces, looks, &line).await
+}
+
+/// What the volume is put together from.
+#[derive(Clone, Debug, Default)]
+struct Line {
+    /// Position among the checkpoints.
+    checkpoint: Option<usize>,
+    /// The cuts above it, oldest first.
+    cuts: Vec<CutName>,
+}
+
+/// What a line may end with.
+#[derive(Clone, Copy, Debug)]
+enum Head {
+    Cut(CutName),
+    Checkpoint(usize),
+}
+
+/// How far a tenure's part of the line goes.
+#[derive(Clone, Copy, Debug)]
+struct Bound {
+    tenure: Generation,
+    highest: Epoch,
+    /// Its last cut, and the manifest from which the next tenure said it began.
+    last: Option<(CutName, Option<CutName>)>,
+}
+
+impl Bound {
+    fn allows(&self, checkpoint: &Checkpoint) -> bool {
+        let (tenure, epoch) = checkpoint.name();
+        if tenure == self.tenure && epoch <= self.highest {
+            return true;
+        }
+        // Nothing but snapshots changed between the tenure's last cut and this checkpoint.
+        let stands_for = |(cut, from): (CutName, Option<CutName>)| {
+            checkpoint.facts.parent == Some(cut) && from.is_some_and(|from| checkpoint.name() <= from)
+        };
+        self.last.is_some_and(stands_for)
+    }
+}
+
+/// Looks for the winning line. Checkpoints are looked at when they are come upon, each once.
+struct Finder<'a> {
+    bucket: &'a Bucket,
+    pieces: &'a Pieces,
+    looks: BTreeMap<usize, Result<Known, String>>,
+    /// Checkpoints by the cut that they stand for, with all below it.
+    standing: BTreeMap<Option<CutName>, Vec<usize>>,
+    /// What tenures began from, as their claims say.
+    began: BTreeMap<Generation, Option<CutName>>,
+}
+
+impl<'a> Finder<'a> {
+    fn new(bucket: &'a Bucket, pieces: &'a Pieces) -> Self {
+        let mut standing: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        for (number, checkpoint) in pieces.checkpoints.iter().enumerate() {
+            standing.entry(checkpoint.facts.parent).or_default().push(number);
+        }
+        Self { bucket, pieces, looks: BTreeMap::new(), standing, began: BTreeMap::new() }
+    }
+
+    async fn began_from(&mut self, tenure: Generation) -> Result<Option<CutName>, VolumeError> {
+        if let Some(known) = self.began.get(&tenure) {
+            return Ok(*known);
+        }
+        let from = began_from(self.bucket, tenure).await?;
+        self.began.insert(tenure, from);
+        Ok(from)
+    }
+
+    /// The newest cut or checkpoint that is whole with all that it needs: of the highest tenure, or of what that one
+    /// began from.
+    async fn find(&mut self) -> Result<Line, VolumeError> {
+        let Pieces { cuts, checkpoints, .. } = self.pieces;
+        let claimed = self.bucket.list_claims(None).await?.last().map(|claim| claim.0);
+        let of_objects = cuts.keys().next_back().map(|cut| cut.0);
+        let of_pages = checkpoints.last().map(|checkpoint| checkpoint.last.0);
+        let tenure = claimed.max(of_objects).max(of_pages).unwrap_or_default();
+        let mut bound = Bound { tenure, highest: Epoch(u64::MAX), last: None };
+        let mut first_fault = None;
+        loop {
+            for head in self.heads(&bound) {
+                match self.trace(head).await? {
+                    Ok(line) => return Ok(line),
+                    Err(fault) => drop(first_fault.get_or_insert(fault)),
                 }
             }
-            Ok(None) => {}
-            Err(text) => damaged.push(text),
+            bound = match self.below(&bound).await? {
+                Some(below) if below.tenure < bound.tenure => below,
+                Some(_) | None => {
+                    let why = first_fault.map_or(String::new(), |fault| format!(" ({fault})"));
+                    let detail = format!(
+                        "no object belongs to a whole cut of the last writer's line, together with all that it was built \
+                         on{why}"
+                    );
+                    return Err(VolumeError::NoManifest { detail });
+                }
+            };
         }
     }
-    drop(loads);
-    let head = find_head(bucket, &cuts).await?;
-    let line = trace(&cuts, head)?;
-    let left_out = left_out(&cuts, &line);
-    assemble(bucket, env, Found { cuts, line, left_out, damaged, highest, floor }).await
-}
 
-/// The object's index; its own words for why it has none.
-async fn explain(bucket: &Bucket, listed: &Listed) -> Result<Result<Option<NewObject>, String>, VolumeError> {
-    let Some((generation, sequence)) = names::parse_object(&listed.key) else { return Ok(Ok(None)) };
-    match explain_once(bucket, listed, generation, sequence).await {
-        Ok(new) => Ok(Ok(Some(new))),
-        Err(error) if error.kind() == Kind::Corrupt => Ok(Err(error.to_string())),
-        Err(error) => Err(error),
+    /// What the line may end with within `bound`, newest first.
+    fn heads(&self, bound: &Bound) -> Vec<Head> {
+        let Pieces { cuts, checkpoints, .. } = self.pieces;
+        let cuts = cuts.range((bound.tenure, Epoch(0))..=(bound.tenure, bound.highest));
+        let mut heads: Vec<_> = cuts.map(|(name, _)| ((name.1, 0), Head::Cut(*name))).collect();
+        for (number, checkpoint) in checkpoints.iter().enumerate().filter(|(_, it)| bound.allows(it)) {
+            heads.push(((checkpoint.epoch, number + 1), Head::Checkpoint(number)));
+        }
+        heads.sort_unstable_by_key(|(age, _)| std::cmp::Reverse(*age));
+        heads.into_iter().map(|(_, head)| head).collect()
     }
-}
 
-async fn explain_once(
-    bucket: &Bucket,
-    listed: &Listed,
-    generation: Generation,
-    sequence: Sequence,
-) -> Result<NewObject, VolumeError> {
-    let name = &listed.key;
-    let get = async |range| match bucket.store.get(name, range).await {
-        Ok(got) => Ok(got),
-        Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => {
-            Err(VolumeError::MissingObject { name: name.clone() })
-        }
-        Err(error) => Err(error.into()),
-    };
-    let head = get(Range::Part { offset: 0, length: HEADER_BYTES as u64 }).await?;
-    let object = decode_header(&head.bytes).map_err(|error| VolumeError::damaged(name, error))?;
-    if (object.owner, object.generation, object.sequence) != (bucket.header.volume, generation, sequence) {
-        return Err(VolumeError::damaged(name, SealError::Broken));
+    /// Where no head of a tenure can be used: what the first of them was built on, or what the claim says.
+    async fn below(&mut self, bound: &Bound) -> Result<Option<Bound>, VolumeError> {
+        let Bound { tenure, highest, .. } = *bound;
+        let Pieces { cuts, checkpoints, .. } = self.pieces;
+        let from = self.began_from(tenure).await?;
+        let cut = cuts.range((tenure, Epoch(0))..=(tenure, highest)).next().and_then(|(_, cut)| cut.parent());
+        let mapped = checkpoints.iter().filter(|it| it.last.0 == tenure).find_map(|it| it.facts.parent);
+        let last = cut.or(mapped).filter(|last| last.0 < tenure);
+        Ok(last.or(from).map(|(tenure, highest)| Bound {
+            tenure,
+            highest,
+            last: last.map(|last| (last, from)),
+        }))
     }
-    let foot = get(Range::Suffix { length: FOOTER_BYTES as u64 }).await?;
-    let footer = Footer::decode(&foot.bytes, foot.object_bytes);
-    let footer = footer.map_err(|error| VolumeError::damaged(name, error))?;
-    let length = u64::from(footer.index_bytes) + FOOTER_BYTES as u64;
-    let tail = get(Range::Suffix { length }).await?;
-    let index = bucket.open_index(object, &tail.bytes, tail.object_bytes)?;
-    let sealed = &tail.bytes[..tail.bytes.len().saturating_sub(FOOTER_BYTES)];
-    let listed = ListedObject {
-        generation,
-        sequence,
-        salt: object.salt,
-        epoch: index.epoch,
-        bytes: tail.object_bytes,
-        index_bytes: footer.index_bytes,
-        digest: digest(sealed),
-    };
-    Ok(NewObject { listed, object, index: Arc::new(index) })
-}
 
-/// The newest cut of the winning line: of the highest tenure, or of what that one began from.
-async fn find_head(bucket: &Bucket, cuts: &BTreeMap<CutName, Cut>) -> Result<Option<CutName>, VolumeError> {
-    let claims = bucket.list_claims(None).await?;
-    let claimed = claims.last().map(|claim| claim.0);
-    let mut tenure = claimed.max(cuts.keys().next_back().map(|cut| cut.0)).unwrap_or_default();
-    let mut highest = Epoch(u64::MAX);
-    loop {
-        let of_tenure = cuts.range((tenure, Epoch(0))..=(tenure, highest)).map(|(name, _)| *name);
-        if let Some(head) = newest_with_all(cuts, of_tenure.rev()) {
-            return Ok(Some(head));
-        }
-        // None that can be used: then what the first of them was built on, or the claim says it.
-        let first = cuts.range((tenure, Epoch(0))..=(tenure, highest)).next();
-        let below = match first.and_then(|(_, cut)| cut.parent()) {
-            Some(parent) if parent.0 < tenure => Some(parent),
-            _ => began_from(bucket, tenure).await?,
-        };
-        match below {
-            Some((generation, epoch)) if generation < tenure => (tenure, highest) = (generation, epoch),
-            Some(_) | None => return Ok(None),
-        }
-    }
-}
-
-/// The first of these that is whole with all that it was built on.
-fn newest_with_all(
-    cuts: &BTreeMap<CutName, Cut>,
-    mut candidates: impl Iterator<Item = CutName>,
-) -> Option<CutName> {
-    candidates.find(|name| trace(cuts, Some(*name)).is_ok())
-}
-
-/// The line of cuts up to `head`, oldest first.
-fn trace(cuts: &BTreeMap<CutName, Cut>, head: Option<CutName>) -> Result<Vec<CutName>, VolumeError> {
-    let refuse = |detail| Err(VolumeError::NoManifest { detail });
-    let Some(head) = head else {
-        return refuse(
-            "no object belongs to a whole cut of the last writer's line, together with all that it was built on".to_owned(),
-        );
-    };
-    let mut line = vec![head];
-    loop {
-        let (generation, epoch) = line[line.len() - 1];
-        let Some(cut) = cuts.get(&(generation, epoch)) else {
-            return refuse(format!("of epoch {epoch} of generation {generation} nothing is there"));
-        };
-        if let Some(fault) = cut.fault() {
-            return refuse(format!("epoch {epoch} of generation {generation}: {fault}"));
-        }
-        match cut.parent() {
-            None => break,
-            // Epochs only fall on the way back: what says otherwise leads nowhere.
-            Some(parent) if parent.1 >= epoch || parent.0 > generation => {
-                return refuse(format!(
-                    "epoch {epoch} of generation {generation} names a later one as its base"
-                ));
+    /// What is wrong with a checkpoint; `None` where it is whole.
+    async fn fault(&mut self, number: usize) -> Result<Option<String>, VolumeError> {
+        let look = match self.looks.entry(number) {
+            std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
+            std::collections::btree_map::Entry::Vacant(unknown) => {
+                let checkpoint = &self.pieces.checkpoints[number];
+                unknown.insert(maps::look(self.bucket, self.pieces, checkpoint).await?)
             }
-            Some(parent) => line.push(parent),
+        };
+        Ok(look.as_ref().err().cloned())
+    }
+
+    /// The line up to `head`; why there is none.
+    async fn trace(&mut self, head: Head) -> Result<Result<Line, String>, VolumeError> {
+        let mut next = match head {
+            Head::Cut(name) => Some(name),
+            Head::Checkpoint(number) => {
+                let line = Line { checkpoint: Some(number), cuts: Vec::new() };
+                return Ok(self.fault(number).await?.map_or(Ok(line), Err));
+            }
+        };
+        let mut above: Vec<CutName> = Vec::new();
+        loop {
+            if let Some(number) = self.checkpoint_below(next, &above).await? {
+                above.reverse();
+                return Ok(Ok(Line { checkpoint: Some(number), cuts: above }));
+            }
+            let Some((generation, epoch)) = next else {
+                above.reverse();
+                return Ok(Ok(Line { checkpoint: None, cuts: above }));
+            };
+            let Some(cut) = self.pieces.cuts.get(&(generation, epoch)) else {
+                return Ok(Err(format!("of epoch {epoch} of generation {generation} nothing is there")));
+            };
+            if let Some(fault) = cut.fault() {
+                return Ok(Err(format!("epoch {epoch} of generation {generation}: {fault}")));
+            }
+            next = cut.parent();
+            // Epochs only fall on the way back: what says otherwise leads nowhere.
+            if next.is_some_and(|parent| parent.1 >= epoch || parent.0 > generation) {
+                return Ok(Err(format!(
+                    "epoch {epoch} of generation {generation} names a later one as its base; where this is a clone, that is \
+                     of its origin, which manifests alone know"
+                )));
+            }
+            above.push((generation, epoch));
         }
     }
-    line.reverse();
-    Ok(line)
+
+    /// The newest whole checkpoint that maps up to `cut`, for a line that goes on from there with `above`, newest first.
+    async fn checkpoint_below(
+        &mut self,
+        cut: Option<CutName>,
+        above: &[CutName],
+    ) -> Result<Option<usize>, VolumeError> {
+        // Those that a line may end with are heads themselves.
+        let Some(first) = above.last() else { return Ok(None) };
+        let Some(standing) = self.standing.get(&cut).cloned() else { return Ok(None) };
+        let from = self.began_from(first.0).await?;
+        for number in standing.into_iter().rev() {
+            let checkpoint = &self.pieces.checkpoints[number];
+            let in_line = match checkpoint.last.0 {
+                tenure if tenure == first.0 => true,
+                // Fenced by then, or of a line that was given up.
+                tenure => tenure < first.0 && from.is_none_or(|from| checkpoint.name() <= from),
+            };
+            if !in_line || checkpoint.epoch >= first.1 {
+                continue;
+            }
+            if self.fault(number).await?.is_none() && self.is_apart(number, above) {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the cuts have other numbers than the checkpoint's pages: one that no manifest had leaves its own free.
+    fn is_apart(&self, number: usize, cuts: &[CutName]) -> bool {
+        let Some(Ok(known)) = self.looks.get(&number) else { return false };
+        let pages: BTreeSet<_> = known.pages.iter().map(|page| page.sequence).collect();
+        let pieces = cuts.iter().filter_map(|name| self.pieces.cuts.get(name)).flat_map(|cut| &cut.pieces);
+        pieces.into_iter().all(|piece| !pages.contains(&piece.listed.sequence))
+    }
 }
 
-fn left_out(cuts: &BTreeMap<CutName, Cut>, line: &[CutName]) -> Vec<(Epoch, Generation, String)> {
-    let taken: BTreeSet<_> = line.iter().collect();
-    let others = cuts.iter().rev().filter(|(name, _)| !taken.contains(name));
-    let why = |cut: &Cut| cut.fault().unwrap_or_else(|| "it is not in the last writer's line".to_owned());
+/// Cuts that are neither in the line nor in the maps that it begins with.
+fn left_out(pieces: &Pieces, line: &Line, known: &Known) -> Vec<(Epoch, Generation, String)> {
+    let taken: BTreeSet<_> = line.cuts.iter().collect();
+    let is_mapped = |listed: &ListedObject| known.table.contains_key(&(listed.generation, listed.sequence));
+    let others = pieces.cuts.iter().rev().filter(|(name, cut)| {
+        !taken.contains(name) && !cut.pieces.iter().all(|piece| is_mapped(&piece.listed))
+    });
+    let why =
+        |cut: &pieces::Cut| cut.fault().unwrap_or_else(|| "it is not in the last writer's line".to_owned());
     others.map(|(name, cut)| (name.1, name.0, why(cut))).collect()
 }
 
-struct Found {
-    cuts: BTreeMap<CutName, Cut>,
-    line: Vec<CutName>,
-    left_out: Vec<(Epoch, Generation, String)>,
-    damaged: Vec<String>,
-    highest: Sequence,
-    floor: Generation,
+async fn assemble(
+    bucket: &Bucket,
+    env: &Env,
+    pieces: &Pieces,
+    mut looks: BTreeMap<usize, Result<Known, String>>,
+    line: &Line,
+) -> Result<Rebuilt, VolumeError> {
+    let Checkpointed { roots, mapped_blocks, head } = checkpointed(pieces, line);
+    let known = line.checkpoint.and_then(|number| looks.remove(&number)?.ok()).unwrap_or_default();
+    let (name, facts) = match line.cuts.last().and_then(|name| Some((*name, pieces.cuts.get(name)?))) {
+        Some((name, cut)) => (name, cut.pieces.first().map(|piece| piece.facts)),
+        None => head.map_or(((Generation(0), Epoch(0)), None), |(name, facts)| (name, Some(facts))),
+    };
+    let facts = facts.ok_or_else(|| VolumeError::NoManifest { detail: "there is no cut".to_owned() })?;
+    let delta = load_cuts(bucket, pieces, line, roots.epoch).await?;
+    let data = delta.extents.iter().filter(|extent| extent.target != Target::Hole);
+    let added: u64 = data.map(|extent| extent.count).sum();
+    let replaced = maps::mapped_below(bucket, roots.blocks.as_ref(), &delta.extents).await?;
+    let used_blocks = (mapped_blocks + added).saturating_sub(replaced);
+    // Its pages came with a manifest of a later epoch than they map up to.
+    let pages = known.pages.iter().map(|page| ListedObject { epoch: roots.epoch.next(), ..*page });
+    let objects: Vec<ListedObject> = pages.chain(delta.listed).collect();
+    let bytes = known.table.values().chain(objects.iter().map(|listed| &listed.bytes)).sum();
+    let totals =
+        Totals { objects: (known.table.len() + objects.len()) as u64, object_bytes: bytes, mapped_blocks };
+    let listed = bucket.list_manifests().await?;
+    let floor = listed.last().map_or(pieces.floor, |name| name.0.max(pieces.floor));
+    let epoch = match &known.pages[..] {
+        [] => name.1,
+        _ => name.1.max(roots.epoch.next()),
+    };
+    let last_snapshot = known.snapshots.iter().next_back().map_or(0, |snapshot| snapshot.id);
+    let manifest = Manifest {
+        volume: bucket.header.volume,
+        generation: name.0,
+        nonce: nonce_of(bucket, name.0, facts.log.log).await?,
+        epoch,
+        parent: None,
+        oldest_kept: epoch,
+        header: bucket.header_digest,
+        data_cut: if line.cuts.is_empty() { facts.parent } else { Some(name) },
+        log: facts.log,
+        writer: claims::writer(env),
+        time_ms: facts.time_ms,
+        size_bytes: facts.size_bytes,
+        next_sequence: pieces.highest.max(known.highest()).next(),
+        closed: false,
+        unpublished_bytes: 0,
+        roots,
+        objects,
+        inherited: Vec::new(),
+        snapshots: Vec::new(),
+        // Numbers of snapshots are never used twice, and there was none without an epoch of its own.
+        next_snapshot: epoch.0.max(last_snapshot).saturating_add(1),
+        owners: Vec::new(),
+        totals,
+    };
+    let passed = looks.into_iter().rev().filter_map(|(number, look)| {
+        let (generation, epoch) = pieces.checkpoints[number].name();
+        Some((epoch, generation, look.err()?))
+    });
+    let link = ManifestLink { generation: name.0, epoch, digest: [0; 32] };
+    Ok(Rebuilt {
+        epoch: name.1,
+        time_ms: facts.time_ms,
+        size_bytes: facts.size_bytes,
+        used_bytes: used_blocks * u64::from(bucket.block_bytes()),
+        checkpoint: line.checkpoint.map(|number| pieces.checkpoints[number].epoch),
+        cuts: line.cuts.len() as u64,
+        passed: passed.collect(),
+        left_out: left_out(pieces, line, &known),
+        snapshots: known.snapshots,
+        damaged: pieces.damaged.clone(),
+        base: Base { published: Published { manifest, link }, rebuilt: true, floor, listed },
+    })
 }
 
-async fn assemble(bucket: &Bucket, env: &Env, mut found: Found) -> Result<Rebuilt, VolumeError> {
-    let mut delta = Delta::new(bucket.block_bytes(), Epoch(0));
-    for name in &found.line {
-        let Some(mut cut) = found.cuts.remove(name) else { continue };
-        cut.parts.sort_unstable_by_key(|part| part.index.part);
-        cut.parts.iter().for_each(|part| delta.apply(part));
-        if found.line.last() != Some(name) {
-            continue;
-        }
-        let index = &cut.parts[0].index;
-        let listed = bucket.list_manifests().await?;
-        let floor = listed.last().map_or(found.floor, |name| name.0.max(found.floor));
-        let data = delta.extents.iter().filter(|extent| extent.target != Target::Hole);
-        let used: u64 = data.map(|extent| extent.count).sum();
-        let manifest = Manifest {
-            volume: bucket.header.volume,
-            generation: name.0,
-            nonce: nonce_of(bucket, name.0, index.log.log).await?,
-            epoch: name.1,
-            parent: None,
-            oldest_kept: name.1,
-            header: bucket.header_digest,
-            data_cut: Some(*name),
-            log: index.log,
-            writer: claims::writer(env),
-            time_ms: index.time_ms,
-            size_bytes: index.size_bytes,
-            next_sequence: found.highest.next(),
-            closed: false,
-            unpublished_bytes: 0,
+/// What a line begins with.
+struct Checkpointed {
+    roots: Roots,
+    mapped_blocks: u64,
+    /// The checkpoint as the end of the line.
+    head: Option<(CutName, Facts)>,
+}
+
+fn checkpointed(pieces: &Pieces, line: &Line) -> Checkpointed {
+    match line.checkpoint.map(|number| &pieces.checkpoints[number]) {
+        Some(checkpoint) => Checkpointed {
+            roots: checkpoint.maps.roots.clone(),
+            mapped_blocks: checkpoint.maps.mapped_blocks,
+            head: Some((checkpoint.name(), checkpoint.facts)),
+        },
+        None => Checkpointed {
             roots: Roots { epoch: Epoch(0), blocks: None, objects: None, snapshots: None },
-            objects: delta.listed.clone(),
-            inherited: Vec::new(),
-            snapshots: Vec::new(),
-            // Numbers of snapshots are never used twice, and there was none without an epoch of its own.
-            next_snapshot: name.1.0.saturating_add(1),
-            owners: Vec::new(),
-            totals: Totals {
-                objects: delta.listed.len() as u64,
-                object_bytes: delta.listed.iter().map(|listed| listed.bytes).sum(),
-                mapped_blocks: 0,
-            },
-        };
-        let link = ManifestLink { generation: name.0, epoch: name.1, digest: [0; 32] };
-        return Ok(Rebuilt {
-            epoch: name.1,
-            time_ms: index.time_ms,
-            size_bytes: index.size_bytes,
-            used_bytes: used * u64::from(bucket.block_bytes()),
-            cuts: found.line.len() as u64,
-            left_out: found.left_out,
-            damaged: found.damaged,
-            base: Base { published: Published { manifest, link }, rebuilt: true, floor, listed },
-        });
+            mapped_blocks: 0,
+            head: None,
+        },
     }
-    Err(VolumeError::NoManifest { detail: "there is no cut".to_owned() })
+}
+
+/// What the cuts of the line change in the maps as of `epoch`.
+async fn load_cuts(
+    bucket: &Bucket,
+    pieces: &Pieces,
+    line: &Line,
+    epoch: Epoch,
+) -> Result<Delta, VolumeError> {
+    let mut delta = Delta::new(bucket.block_bytes(), epoch);
+    let cuts = line.cuts.iter().filter_map(|name| pieces.cuts.get(name));
+    let loads = cuts.flat_map(|cut| &cut.pieces).map(|piece| bucket.load_index(piece.listed));
+    let mut loads = futures::stream::iter(loads).buffered(LOADS_MAX);
+    while let Some(new) = loads.try_next().await? {
+        delta.apply(&new);
+    }
+    Ok(delta)
 }
 
 /// The nonce of the claim under which a log was written in a tenure: by it a host knows its own log.

@@ -28,8 +28,10 @@ use super::{
     record::{self, LogRecord},
     replay::{LogDamage, Replayed, find_damage},
     settings::Settings,
+    snapshots::SnapshotTable,
     state::Source,
     survey::{Fenced, fenced_log},
+    takeover,
 };
 use crate::{
     format::{ids::VolumeId, local::LogIdentity, names, slot::Argon2},
@@ -66,6 +68,8 @@ pub struct Rescued {
     pub replayed: Replayed,
     /// Where that ended before the log did, and what is beyond.
     pub damage: Option<Box<LogDamage>>,
+    /// Names of the snapshots that keep what is needed for this, and are needed for nothing else.
+    pub kept_by: Vec<String>,
 }
 
 /// Copies what the log of this host holds, and the epoch below it, into a new volume. `advance` is told the bytes done.
@@ -86,6 +90,12 @@ pub async fn rescue(
     if let Some(damage) = damage.as_ref().filter(|damage| damage.before.records == 0) {
         return Err(VolumeError::LogUncounted { detail: format!("write-ahead log: {damage}") });
     }
+    let kept_by = match bucket.newest_manifest().await {
+        Ok(newest) => SnapshotTable::load(bucket, &newest.manifest).await,
+        Err(error) => Err(error),
+    };
+    // It is only told where it can be known.
+    let kept_by = kept_by.map_or(Vec::new(), |table| takeover::taken_from(&table, &identity));
     let source = read_only_at(env.clone(), bucket.clone(), destination.settings.clone(), &base, None).await?;
     let (store, secret) = (Arc::clone(&destination.env.store), destination.secret);
     let target = open_destination(&destination, bucket, &base, origin(bucket, &identity, &base)).await?;
@@ -128,7 +138,7 @@ pub async fn rescue(
     finish(&*store).await?;
     // It opens like any other from now on.
     Bucket::unlock(store, secret).await?;
-    Ok(Rescued { base, copied_bytes, replayed, damage })
+    Ok(Rescued { base, copied_bytes, replayed, damage, kept_by })
 }
 
 /// Stands for what is rescued: the first half of the new volume's id. The other half is random, since one log may become

@@ -11,6 +11,7 @@ use super::{
     local,
     open::Agreed,
     replay::{Replayed, count_above, find_damage, reaches_back},
+    takeover,
 };
 use crate::format::{
     claim::Writer,
@@ -197,8 +198,18 @@ pub(super) async fn plan_log(
     // What the log itself calls published went into a line that may be gone with an older copy, or with what is damaged:
     // then all that it holds counts.
     let untold = (agreed.rollback || chosen).then_some(Lsn(0));
+    let is_kept_by_snapshot = left.as_ref().is_some_and(|left| left.link.epoch < newest.manifest.oldest_kept);
     let left_at = left.as_ref().map(|left| Lsn(left.manifest.log.lsn)).or(untold);
-    let lost = match count_above(bucket, local, identity.log, left_at) {
+    let count = |from| count_above(bucket, local, identity.log, from);
+    let lost = match count(left_at) {
+        // The log may have published more than a snapshot keeps; then its own word is the later one.
+        Ok(lost) if is_kept_by_snapshot && untold.is_none() => match count(None) {
+            Ok(own) if own.records < lost.records => Ok(own),
+            _ => Ok(lost),
+        },
+        lost => lost,
+    };
+    let lost = match lost {
         Err(error) if agreed.discard => {
             tracing::warn!(%error, "the log cannot be read, and is given up");
             Replayed { uncounted: Some(error.to_string()), ..Replayed::default() }
@@ -266,7 +277,7 @@ fn joins_on(local: &Local, published: &Published) -> Result<bool, VolumeError> {
     Ok(reaches_back(&wal::scan_above(&*local.wal, floor)?, floor))
 }
 
-fn is_of(manifest: &Manifest, identity: &LogIdentity) -> bool {
+pub(super) fn is_of(manifest: &Manifest, identity: &LogIdentity) -> bool {
     manifest.log.log == identity.log && identity.tenures.contains(&(manifest.generation, manifest.nonce))
 }
 
@@ -284,12 +295,11 @@ async fn left_line_at(
     }
     let mut parent = newest.manifest.parent;
     for _ in 0..CHAIN_MAX {
-        let Some(link) = parent else { return Ok(None) };
+        let Some(link) = parent else { break };
         let older = match bucket.load_manifest(link.generation, link.epoch).await {
             Ok(Some(older)) => older,
-            Ok(None) => return Ok(None),
-            // What the log says of itself is all there is then.
-            Err(error) if error.kind() == Kind::Corrupt => return Ok(None),
+            Ok(None) => break,
+            Err(error) if error.kind() == Kind::Corrupt => break,
             Err(error) => return Err(error),
         };
         if is_of(&older.manifest, identity) {
@@ -297,7 +307,8 @@ async fn left_line_at(
         }
         parent = older.manifest.parent;
     }
-    Ok(None)
+    // Where none keeps it, what the log says of itself is all there is.
+    takeover::pinned(bucket, newest, identity).await
 }
 
 /// A log whose line lost, and the manifest that both lines have.

@@ -18,6 +18,7 @@ mod recovery;
 mod rescue;
 mod resize;
 mod rig;
+mod scan;
 mod snapshots;
 mod status;
 mod store_faults;

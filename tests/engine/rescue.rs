@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use s3bd::{
     format::slot::Argon2,
     nbd::Device,
@@ -11,15 +12,16 @@ use s3bd::{
         bucket::Bucket,
         env::Env,
         error::VolumeError,
-        open::Agreed,
+        open::{Agreed, Repair},
         rescue::{Destination, Rescued, rescue},
+        snapshots::{Change, SnapshotTable},
     },
 };
 
 use crate::{
     bad_days::{History, SIZE, with_a_fenced_writer},
     host::{Disks, env, open_with, small_settings, unlock},
-    rig::retrying,
+    rig::{WHATEVER, retrying},
 };
 
 /// Where the new volume goes.
@@ -100,6 +102,75 @@ async fn a_rescue_whose_base_is_gone_says_so() {
     }
     let refused = Elsewhere::new().rescue(&history).await.unwrap_err();
     assert!(matches!(refused, VolumeError::NoBase { .. }), "{refused}");
+}
+
+/// The snapshots of the newest manifest, as another host finds them.
+async fn snapshots(history: &History) -> SnapshotTable {
+    let bucket = unlock(&env(history.rig.store.clone(), &Disks::new(), 78, "looking")).await;
+    let newest = bucket.newest_manifest().await.unwrap();
+    SnapshotTable::load(&bucket, &newest.manifest).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_takeover_keeps_what_a_rescue_needs_for_as_long_as_its_snapshot_is_there() {
+    let mut history = with_a_fenced_writer(160, 100).await;
+    let manifests = history.names("manifests/");
+    assert!(manifests.len() < 60, "most were removed");
+    let table = snapshots(&history).await;
+    let names: Vec<_> = table.iter().map(|snapshot| snapshot.name.clone()).collect();
+    assert_eq!(names, ["before-takeover-3"]);
+    let pinned = table.get("before-takeover-3").unwrap();
+    let name = s3bd::format::names::manifest(pinned.generation, pinned.epoch);
+    assert!(manifests.contains(&name), "a pinned manifest stays");
+    let refused = history.rig.open(0, Agreed::default()).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::Diverged { records: 1, .. }), "{refused}");
+    let mut new = Elsewhere::new();
+    let rescued = new.rescue(&history).await.unwrap();
+    assert_eq!((rescued.replayed.records, rescued.base.link.epoch), (1, pinned.epoch));
+    assert_eq!(rescued.kept_by, names);
+    assert!(new.content().await == wanted(&history));
+
+    // A host that held nothing unpublished has no need of it.
+    let (volume, report) = history.open(&Disks::new(), WHATEVER, &Repair::default()).await.unwrap();
+    assert_eq!(report.taken.unwrap().name, "before-takeover-4");
+    volume.core().change(Change::Delete("before-takeover-3".to_owned())).await.unwrap();
+    for byte in 0..2 {
+        volume.write(0, Bytes::from(vec![byte; 512]), false).await.unwrap();
+        volume.sync().await.unwrap();
+    }
+    volume.close().await.unwrap();
+    assert!(!history.names("manifests/").contains(&name), "nothing keeps it any more");
+    let refused = Elsewhere::new().rescue(&history).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::NoBase { .. }), "{refused}");
+    assert!(refused.to_string().contains("before-takeover"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_takeover_from_another_host_that_had_not_closed_takes_a_snapshot() {
+    let mut history = History::of_cuts(170, 3).await;
+    // By the same host, and after a close.
+    let (volume, report) = history.rig.open(0, WHATEVER).await.unwrap();
+    assert_eq!(report.taken, None);
+    volume.close().await.unwrap();
+    let (volume, report) = history.rig.open(1, WHATEVER).await.unwrap();
+    assert_eq!(report.taken, None);
+    volume.write(0, Bytes::from_static(&[1; 512]), false).await.unwrap();
+    volume.flush().await.unwrap();
+    drop(volume);
+    // It gives its own log up: there is no other.
+    let (volume, report) = history.rig.open(1, WHATEVER).await.unwrap();
+    assert_eq!(report.taken, None);
+    drop(volume);
+    let (volume, report) = history.rig.open(0, WHATEVER).await.unwrap();
+    let taken = report.taken.unwrap();
+    assert_eq!((taken.generation, taken.epoch), (report.newest.generation, report.newest.epoch));
+    assert_eq!((taken.roots_epoch, taken.time_ms), (report.newest.roots.epoch, report.newest.time_ms));
+    assert_eq!(volume.core().state().snapshots.get(&taken.name).unwrap(), &taken);
+    let second = volume.core().change(Change::Take("mine".to_owned())).await.unwrap();
+    assert!(second.id > taken.id);
+    volume.close().await.unwrap();
+    let table = snapshots(&history).await;
+    assert_eq!(table.iter().collect::<Vec<_>>(), [&taken, &second]);
 }
 
 #[tokio::test(start_paused = true)]
