@@ -191,7 +191,7 @@ impl Open {
             device: Arc::clone(&volume) as Arc<dyn Device>,
         };
         let server = server(export);
-        let control = served::serve_control(&self.target, &volume, &outside.opened, server.clients());
+        let control = served::serve_control(&self.target, &volume, &outside.opened, server.clients()).await;
         let size = show_size(volume.info().size_bytes);
         for address in describe(&listeners, self.unix.as_ref(), self.target.volume()) {
             say(format_args!("{}: {size}, served at {address}", self.target.name()));

@@ -7,13 +7,16 @@ use clap::Args;
 
 use super::{exit, secret::SecretArgs};
 use crate::{
-    control::client::{Client, find},
+    control::{
+        Hello,
+        client::{Client, find},
+    },
     store::{
         StoreError,
         location::{Backend, Location},
         open::{OpenOptions, Opened, open_store, os_random},
         retry::RetryOptions,
-        s3_config::S3Options,
+        s3_config::{S3Options, server_address},
     },
     volume::{
         bucket::Bucket,
@@ -100,10 +103,12 @@ impl Target {
     pub(super) async fn server(&self, otherwise: &str) -> anyhow::Result<Client> {
         self.refuse_snapshot()?;
         let root = self.state_dir()?;
-        let found = find(&root, &self.identity()).await.with_context(|| root.display().to_string())?;
+        let endpoint = self.endpoint().await?;
+        let found = find(&root, &self.identity(), endpoint.as_deref()).await;
+        let found = found.with_context(|| root.display().to_string())?;
         let mut clients = found.clients;
         if clients.len() > 1 {
-            // Buckets of one name in two stores: only the store knows which volume is meant.
+            // Made anew while another of its name was served: only the store knows which volume is meant.
             let outside = self.outside().await?;
             let (header, _) = Bucket::header(&*outside.env.store).await.with_context(|| self.name())?;
             clients.retain(|client| client.hello().volume == header.volume.to_string());
@@ -115,11 +120,31 @@ impl Target {
                     format!("no server of it was found, but one that may be it is at {}", path.display());
                 Err(anyhow::Error::new(error).context(text).context(self.name()))
             }
-            (None, None) => Err(exit::not_open(format!(
-                "{}: not open on this host (no server of it in {}): {otherwise}",
-                self.name(),
-                root.display()
-            ))),
+            (None, None) => {
+                let elsewhere = found.elsewhere.iter().map(in_another_store).collect::<String>();
+                Err(exit::not_open(format!(
+                    "{}: not open on this host (no server of it in {}{elsewhere}): {otherwise}",
+                    self.name(),
+                    root.display()
+                )))
+            }
+        }
+    }
+
+    fn s3_options(&self) -> S3Options {
+        S3Options {
+            endpoint: self.endpoint.clone(),
+            region: self.region.clone(),
+            profile: self.profile.clone(),
+            ..S3Options::default()
+        }
+    }
+
+    /// The S3 server that is meant, as its server on this host calls it; none for Amazon's, and for a directory.
+    pub(super) async fn endpoint(&self) -> anyhow::Result<Option<String>> {
+        match self.location.backend {
+            Backend::Bucket(_) => server_address(&self.s3_options()).await.with_context(|| self.name()),
+            Backend::Directory(_) => Ok(None),
         }
     }
 
@@ -127,12 +152,7 @@ impl Target {
     pub(super) async fn outside(&self) -> anyhow::Result<Outside> {
         self.refuse_snapshot()?;
         let options = OpenOptions {
-            s3: S3Options {
-                endpoint: self.endpoint.clone(),
-                region: self.region.clone(),
-                profile: self.profile.clone(),
-                ..S3Options::default()
-            },
+            s3: self.s3_options(),
             retry: RetryOptions { first_answer_deadline: Some(FIRST_ANSWER), ..RetryOptions::default() },
             random: os_random(),
         };
@@ -179,5 +199,12 @@ impl Target {
                 Err(exit::usage("there is no home directory: say where logs and caches go with --state-dir"))
             }
         }
+    }
+}
+
+fn in_another_store(hello: &Hello) -> String {
+    match &hello.endpoint {
+        Some(endpoint) => format!("; one of that name at {endpoint} is open: --endpoint {endpoint} asks it"),
+        None => "; one of that name at Amazon is open: without an endpoint it is asked".to_owned(),
     }
 }
