@@ -114,6 +114,14 @@ pub enum VolumeError {
         /// Their names.
         slots: String,
     },
+    /// A secret that was to be added opens the volume already.
+    #[error("this secret opens the volume already, by key slot {slot} ({label:?}): nothing was changed")]
+    SecretKnown {
+        /// The slot.
+        slot: String,
+        /// What its owner calls it.
+        label: String,
+    },
     /// Without this slot nothing would open the volume.
     #[error(
         "key slot {slot} is not removed: no other slot would be left that opens the volume, and there is no way in without \
@@ -125,15 +133,15 @@ pub enum VolumeError {
     },
     /// A change of a secret did all but its last step.
     #[error(
-        "the new secret opens the volume by key slot {new}, but the old slot {old} may still be there: {error}; run it \
-         again, or remove the old slot with s3bd key remove"
+        "the new secret opens the volume by key slot {new}, but of the old secret's slots these may still be there: \
+         {old}: {error}; run it again, or remove them with s3bd key remove"
     )]
     OldSlotLeft {
         /// The new slot.
         new: String,
-        /// The old slot.
+        /// The old slots.
         old: String,
-        /// Why it is there.
+        /// Why they are there.
         error: Box<VolumeError>,
     },
     /// A small object in the bucket or a file in the state directory is not what was written.
@@ -375,6 +383,7 @@ impl VolumeError {
             | Self::NoFittingSlot { .. }
             | Self::UnknownSlot { .. }
             | Self::AmbiguousSlot { .. }
+            | Self::SecretKnown { .. }
             | Self::LastSlot { .. }
             | Self::SecretNeeded
             | Self::SecretNotNeeded
