@@ -54,7 +54,8 @@ e2e::claims! {
         a_taken_port_or_socket_costs_nothing,
         a_killed_servers_addresses_are_free_again,
         a_volume_in_use_is_refused_here_and_elsewhere,
-        a_store_that_cannot_be_reached_or_refuses_is_named;
+        a_store_that_cannot_be_reached_or_refuses_is_named,
+        a_store_that_refuses_one_kind_of_call_for_good_ends_a_command;
     outage:
         ten_seconds_without_the_store_lose_nothing,
         a_store_that_dies_and_comes_back_loses_nothing,

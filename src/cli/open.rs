@@ -169,7 +169,7 @@ impl Tuning {
 impl Open {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let settings = self.tuning.settings()?;
-        let outside = self.target.outside().await?;
+        let outside = self.target.outside_to_serve().await?;
         let tcp = (self.unix.is_none() || self.port.is_some())
             .then(|| (self.bind, self.port.unwrap_or(PORT)).into());
         let listeners = bind(&Addresses { tcp, unix: self.unix.clone() }).await?;

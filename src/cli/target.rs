@@ -28,6 +28,9 @@ use crate::{
 /// How long a command waits for the first answer of a store. Later, a store that is away is waited for without end.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
 
+/// How long a command waits for a store that answers and refuses a call: credentials that are being rotated come soon.
+const REFUSAL: Duration = Duration::from_secs(30);
+
 /// Where the volume is.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Target {
@@ -148,14 +151,25 @@ impl Target {
         }
     }
 
-    /// Opens the store and puts the environment together. Makes no request.
+    /// Opens the store and puts the environment together, for a command that comes to an end: what the store refuses for
+    /// long is an error. Makes no request.
     pub(super) async fn outside(&self) -> anyhow::Result<Outside> {
+        self.outside_with(Some(REFUSAL)).await
+    }
+
+    /// The same, for a volume that is served: refusals are waited out as outages are.
+    pub(super) async fn outside_to_serve(&self) -> anyhow::Result<Outside> {
+        self.outside_with(None).await
+    }
+
+    async fn outside_with(&self, refusal_deadline: Option<Duration>) -> anyhow::Result<Outside> {
         self.refuse_snapshot()?;
-        let options = OpenOptions {
-            s3: self.s3_options(),
-            retry: RetryOptions { first_answer_deadline: Some(FIRST_ANSWER), ..RetryOptions::default() },
-            random: os_random(),
+        let retry = RetryOptions {
+            first_answer_deadline: Some(FIRST_ANSWER),
+            refusal_deadline,
+            ..RetryOptions::default()
         };
+        let options = OpenOptions { s3: self.s3_options(), retry, random: os_random() };
         let opened: Result<Opened, StoreError> = open_store(&self.location, &options).await;
         let opened = opened.with_context(|| self.name())?;
         let env = Env {

@@ -356,7 +356,7 @@ impl VolumeError {
                 ErrorKind::Retry => Kind::Retry,
                 ErrorKind::OutcomeUnknown => Kind::OutcomeUnknown,
                 ErrorKind::NotFound | ErrorKind::Short => Kind::Corrupt,
-                ErrorKind::Denied | ErrorKind::Invalid => Kind::Invalid,
+                ErrorKind::Denied | ErrorKind::Archived | ErrorKind::Invalid => Kind::Invalid,
             },
             Self::Log(error) if error.kind() == wal::ErrorKind::Full => Kind::Full,
             Self::Damaged { .. }

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     format::{
         FormatError,
+        envelope::SMALL_BYTES_MAX,
         header::{Header, Protection},
         manifest::Digest,
         names,
@@ -40,8 +41,6 @@ use crate::{
 
 /// Names drawn for one slot before something must be wrong with the randomness or the store.
 const NAMES_MAX: u32 = 16;
-/// A slot has some 200 bytes and a label; a larger object is not fetched, since anybody may have put it there.
-const SLOT_BYTES_MAX: u64 = 64 << 10;
 
 /// A volume whose master key is known.
 #[derive(Debug)]
@@ -99,7 +98,8 @@ pub struct NewSecret<'a> {
 
 /// A listed slot; `None` where it is gone by now. Bytes that are not whole are fetched again.
 async fn load_listed(store: &dyn Store, listed: &Listed) -> Result<Option<Slot>, VolumeError> {
-    if listed.bytes > SLOT_BYTES_MAX {
+    // Anybody may have put it there.
+    if listed.bytes > SMALL_BYTES_MAX {
         let error = FormatError::Malformed { what: "key slot", detail: "larger than a slot can be" };
         return Err(VolumeError::damaged(&listed.key, error));
     }
@@ -275,7 +275,12 @@ pub async fn remove(env: &Env, header: &Header, name: &str) -> Result<(), Volume
     if !has_way_in(store, header, Some(name)).await? {
         return Err(last());
     }
-    let removed = get_whole(store, name).await?;
+    let removed = match get_whole(store, name).await {
+        Ok(removed) => removed,
+        // No slot, whatever it is: nothing to put back.
+        Err(VolumeError::Damaged { .. }) => None,
+        Err(error) => return Err(error),
+    };
     store.delete(&[name.to_owned()]).await?;
     if has_way_in(store, header, None).await? {
         return Ok(());

@@ -13,6 +13,7 @@ mod lessons;
 mod model;
 mod object_table;
 mod oracle;
+mod oversized;
 mod recovery;
 mod rescue;
 mod rig;

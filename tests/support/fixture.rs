@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::{
     garage::{self, Garage},
-    s3_server::{self, Conditional, S3Server},
+    s3_server::{self, Conditional, HttpFault, Reply, S3Server},
 };
 
 /// Which store.
@@ -90,6 +90,17 @@ impl Fixture {
             Server::Directory(_) => panic!("a directory is never away"),
             Server::OurS3(server) => server.set_away(away),
             Server::Garage(server) => server.set_paused(away),
+        }
+    }
+
+    /// From here on, it refuses calls of this HTTP method for good, as a policy does.
+    pub fn refuse(&self, method: &'static str) {
+        match &self.server {
+            Server::OurS3(server) => server.set_plan(move |call| match call.method == method {
+                true => HttpFault::Before(Reply::new(403, "AccessDenied")),
+                false => HttpFault::None,
+            }),
+            Server::Directory(_) | Server::Garage(_) => panic!("it has no policies"),
         }
     }
 
