@@ -234,6 +234,16 @@ pub enum VolumeError {
         /// The newer one.
         found: Generation,
     },
+    /// The claim of this writer is not there any more.
+    #[error(
+        "the claim of generation {ours}, under which this volume is open, is gone from the bucket: an older copy of the bucket \
+         was put back, or objects were deleted; nothing more is acknowledged, and what was not published stays in the log: \
+         close this server, see that the bucket is as it should be, and open the volume again"
+    )]
+    ClaimGone {
+        /// This writer.
+        ours: Generation,
+    },
     /// The local log holds acknowledged writes that the winning line of manifests does not contain.
     #[error(
         "the local log holds {records} records ({bytes} bytes) that were written under generation {generation} and \
@@ -373,7 +383,11 @@ impl VolumeError {
             | Self::Log(_)
             | Self::LogDamaged(_)
             | Self::LogRecord { .. } => Kind::Corrupt,
-            Self::Fenced { .. } | Self::InUse { .. } | Self::Diverged { .. } | Self::MovedOn => Kind::Fenced,
+            Self::Fenced { .. }
+            | Self::ClaimGone { .. }
+            | Self::InUse { .. }
+            | Self::Diverged { .. }
+            | Self::MovedOn => Kind::Fenced,
             Self::Local { error, .. } if error.kind() == std::io::ErrorKind::StorageFull => Kind::Full,
             Self::NoVolume
             | Self::Unfinished

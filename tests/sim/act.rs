@@ -54,6 +54,7 @@ pub enum Act {
     FailSyncs,
     CacheDies,
     CopyState,
+    SecondProcess,
     LoseState,
     PutStateBack,
 }
@@ -62,8 +63,12 @@ impl Machine {
     /// What to do next. `others` are up.
     pub fn draw(&mut self, others: bool) -> Act {
         match &self.process {
+            None if self.common.promises().torn => Act::Sleep(self.sleep_ms()),
             None => self.draw_down(others),
-            Some(_) => self.draw_up(),
+            Some(_) => match self.draw_up() {
+                Act::SecondProcess if self.common.promises().torn => Act::Sleep(self.sleep_ms()),
+                act => act,
+            },
         }
     }
 
@@ -96,7 +101,8 @@ impl Machine {
         let range = clip(self.prng.below(size_bytes), 1 + self.prng.below(length_max), size_bytes);
         let (offset, length) = (range.start, range.end - range.start);
         match self.prng.below(1000) {
-            0..330 => Act::Write { offset, length, flush: self.prng.below(8) == 0 },
+            0..15 => Act::SecondProcess,
+            15..330 => Act::Write { offset, length, flush: self.prng.below(8) == 0 },
             330..400 => Act::Zero {
                 offset,
                 length: clip(offset, self.prng.below(size_bytes), size_bytes).end - offset,
@@ -148,6 +154,7 @@ impl Machine {
                 Act::Open(agreed, death) => self.open(agreed, death).await,
                 Act::Sleep(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
                 Act::Die => self.die(),
+                Act::SecondProcess => self.second_process().await,
                 Act::LoseState => {
                     self.note("the state directory is lost");
                     self.common.promises().count("state lost");
