@@ -32,7 +32,8 @@ e2e::claims! {
         recover_uploads_what_a_killed_server_left,
         recover_elsewhere_changes_nothing_without_takeover,
         a_host_that_was_overtaken_stops_and_keeps_its_log,
-        an_older_copy_of_the_state_directory_is_refused;
+        an_older_copy_of_the_state_directory_is_refused,
+        a_signal_ends_an_opening_that_waits_for_the_store;
     control:
         status_says_how_far_behind_the_bucket_is_and_sync_brings_it_up,
         a_killed_servers_control_socket_is_nobody_and_the_next_one_answers,

@@ -232,6 +232,7 @@ impl Open {
         settings: Settings,
     ) -> anyhow::Result<Volume> {
         if self.read_only {
+            self.target.warn_of_older(&env, &bucket).await;
             return open_read_only(env, bucket, settings).await.with_context(|| self.target.name());
         }
         let agreed = Agreed { takeover: self.takeover, rollback: self.accept_rollback, discard: false };

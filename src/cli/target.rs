@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context;
 use clap::Args;
 
-use super::{exit, secret::SecretArgs};
+use super::{exit, secret::SecretArgs, tell};
 use crate::{
     control::{
         Hello,
@@ -21,7 +21,9 @@ use crate::{
     volume::{
         bucket::Bucket,
         env::{Env, System, Threads},
+        error::VolumeError,
         host::{HostRoot, host_name},
+        seen::older_than_seen,
     },
 };
 
@@ -195,6 +197,18 @@ impl Target {
         let (header, _) = Bucket::header(&*env.store).await.with_context(|| self.name())?;
         let secret = secret.obtain(&self.name(), header.protection).await?;
         Bucket::unlock(Arc::clone(&env.store), &secret).await.with_context(|| self.name())
+    }
+
+    /// Says so where the bucket is older than what this host has seen of it: who only reads is not refused.
+    pub(super) async fn warn_of_older(&self, env: &Env, bucket: &Bucket) {
+        match older_than_seen(env, bucket).await {
+            Ok(None) => {}
+            Ok(Some(warning)) | Err(warning @ VolumeError::SeenDamaged { .. }) => {
+                tell(format_args!("{}: warning: {warning}", self.name()));
+            }
+            // Whatever else is wrong is what the command itself is about.
+            Err(error) => tracing::debug!(%error, "not compared with what this host has seen"),
+        }
     }
 
     /// Where the folders of volumes are.

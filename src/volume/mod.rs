@@ -43,6 +43,7 @@ pub mod rebuild;
 pub mod record;
 pub mod replay;
 pub mod rescue;
+pub mod seen;
 pub mod settings;
 pub mod slots;
 pub mod state;

@@ -243,7 +243,7 @@ FAULTS = [
             Err(_) => {
                 disk.forget(&key);""",
         )],
-        [("engine", "what_rots_in_the_cache_is_fetched_again")],
+        [("engine", "what_the_cache_has_under_a_right_checksum_and_does_not_open_is_fetched_again")],
     ),
     Fault(
         "torn-below-durable",

@@ -104,6 +104,21 @@ impl Fixture {
         }
     }
 
+    /// It refuses nothing any more.
+    pub fn refuse_nothing(&self) {
+        if let Server::OurS3(server) = &self.server {
+            server.set_plan(|_| HttpFault::None);
+        }
+    }
+
+    /// Requests of an HTTP method so far.
+    pub fn count(&self, method: &str) -> u64 {
+        match &self.server {
+            Server::OurS3(server) => server.count(method),
+            Server::Directory(_) | Server::Garage(_) => panic!("it does not count"),
+        }
+    }
+
     /// Ends the server as a power cut would, and starts it again on what it stored.
     pub fn restart(&mut self) {
         match &mut self.server {
