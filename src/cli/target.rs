@@ -65,9 +65,12 @@ impl Target {
         self.location.to_string()
     }
 
-    /// The volume's name without its bucket: the name of its export.
-    pub(super) fn volume(&self) -> &str {
-        &self.location.volume
+    /// The name of its export: the volume's without its bucket, and the snapshot's where one is named.
+    pub(super) fn export(&self) -> String {
+        match &self.location.snapshot {
+            None => self.location.volume.clone(),
+            Some(snapshot) => format!("{}@{snapshot}", self.location.volume),
+        }
     }
 
     /// The volume's location as its server calls it: with the whole path of a directory.
@@ -101,11 +104,53 @@ impl Target {
         Ok(())
     }
 
+    /// The volume, and the name of the snapshot.
+    ///
+    /// # Errors
+    /// No snapshot is named.
+    pub(super) fn split_snapshot(&self) -> anyhow::Result<(Self, String)> {
+        let mut location = self.location.clone();
+        match location.snapshot.take() {
+            Some(snapshot) => Ok((self.at(location), snapshot)),
+            None => Err(exit::usage(format!(
+                "{} names no snapshot; this command takes VOLUME@NAME",
+                self.location
+            ))),
+        }
+    }
+
+    /// The name of the snapshot, where one is named.
+    pub(super) fn snapshot(&self) -> Option<&str> {
+        self.location.snapshot.as_deref()
+    }
+
     /// Connects to the server that has the volume open on this host.
     ///
     /// # Errors
     /// Nobody has: `otherwise` says what to do then.
     pub(super) async fn server(&self, otherwise: &str) -> anyhow::Result<Client> {
+        let root = self.state_dir()?;
+        let (server, elsewhere) = self.look_for_server().await?;
+        server.ok_or_else(|| {
+            let elsewhere = elsewhere.iter().map(in_another_store).collect::<String>();
+            exit::not_open(format!(
+                "{}: not open on this host (no server of it in {}{elsewhere}): {otherwise}",
+                self.name(),
+                root.display()
+            ))
+        })
+    }
+
+    /// Connects to the server that has the volume open on this host, if there is one.
+    ///
+    /// # Errors
+    /// There may be one, and it does not answer.
+    pub(super) async fn find_server(&self) -> anyhow::Result<Option<Client>> {
+        Ok(self.look_for_server().await?.0)
+    }
+
+    /// The same, and the servers of a volume of its name in other stores.
+    async fn look_for_server(&self) -> anyhow::Result<(Option<Client>, Vec<Hello>)> {
         self.refuse_snapshot()?;
         let root = self.state_dir()?;
         let endpoint = self.endpoint().await?;
@@ -119,20 +164,13 @@ impl Target {
             clients.retain(|client| client.hello().volume == header.volume.to_string());
         }
         match (clients.pop(), found.silent.into_iter().next()) {
-            (Some(client), _) => Ok(client),
+            (Some(client), _) => Ok((Some(client), found.elsewhere)),
             (None, Some((path, error))) => {
                 let text =
                     format!("no server of it was found, but one that may be it is at {}", path.display());
                 Err(anyhow::Error::new(error).context(text).context(self.name()))
             }
-            (None, None) => {
-                let elsewhere = found.elsewhere.iter().map(in_another_store).collect::<String>();
-                Err(exit::not_open(format!(
-                    "{}: not open on this host (no server of it in {}{elsewhere}): {otherwise}",
-                    self.name(),
-                    root.display()
-                )))
-            }
+            (None, None) => Ok((None, found.elsewhere)),
         }
     }
 
@@ -155,17 +193,20 @@ impl Target {
 
     /// Opens the store and puts the environment together, for a command that comes to an end: what the store refuses for
     /// long is an error. Makes no request.
+    ///
+    /// # Errors
+    /// Also where a snapshot is named.
     pub(super) async fn outside(&self) -> anyhow::Result<Outside> {
+        self.refuse_snapshot()?;
         self.outside_with(Some(REFUSAL)).await
     }
 
-    /// The same, for a volume that is served: refusals are waited out as outages are.
+    /// The same, for a volume or a snapshot that is served: refusals are waited out as outages are.
     pub(super) async fn outside_to_serve(&self) -> anyhow::Result<Outside> {
         self.outside_with(None).await
     }
 
     async fn outside_with(&self, refusal_deadline: Option<Duration>) -> anyhow::Result<Outside> {
-        self.refuse_snapshot()?;
         let retry = RetryOptions {
             first_answer_deadline: Some(FIRST_ANSWER),
             refusal_deadline,

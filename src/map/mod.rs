@@ -13,4 +13,5 @@
 pub mod delta;
 pub mod extents;
 pub mod objects;
+pub mod snapshots;
 pub mod tree;

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     format::{
         ids::{FrameRef, ObjectRef, Sequence},
-        index::{FrameKind, MapKind},
+        index::{FrameKind, MapKind, Maps},
         manifest::Roots,
         names,
         page::{Extent, Page, Target},
@@ -34,6 +34,7 @@ use crate::{
     map::{
         delta::{Delta, NewObject},
         objects::{BlockChanges, ObjectChange, ObjectChanges},
+        snapshots::SnapshotChanges,
         tree::{self, PageAt, PageSink},
     },
     store::{Put, PutMode},
@@ -76,9 +77,16 @@ pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
     let mut pages = PageWriter::new(core, job);
     let size_blocks = job.facts.size_bytes / u64::from(core.bucket.block_bytes());
     let blocks = tree::rewrite::<_, _, _, VolumeError>(
-        &core.frames,
+        &*core.frames,
         job.roots.blocks,
         &BlockChanges::new(&job.delta).with(size_blocks, &job.moved),
+        &mut pages,
+    )
+    .await?;
+    let snapshots = tree::rewrite::<_, _, _, VolumeError>(
+        &*core.frames,
+        job.roots.snapshots,
+        &SnapshotChanges::new(&job.delta.snapshots, &job.moved),
         &mut pages,
     )
     .await?;
@@ -91,13 +99,14 @@ pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
     }
     close_over(core, job, &mut changes).await?;
     let objects =
-        tree::rewrite::<_, _, _, VolumeError>(&core.frames, job.roots.objects, &changes, &mut pages).await?;
+        tree::rewrite::<_, _, _, VolumeError>(&*core.frames, job.roots.objects, &changes, &mut pages).await?;
+    let roots = Roots { epoch: job.delta.epoch, blocks, objects, snapshots };
     let added =
         job.delta.extents.iter().filter(|extent| extent.target != Target::Hole).map(|extent| extent.count);
     let mapped_blocks = (job.mapped_blocks + added.sum::<u64>()).saturating_sub(pages.unmapped_blocks);
     Ok(Checkpoint {
-        roots: Roots { epoch: job.delta.epoch, blocks, objects, snapshots: job.roots.snapshots },
-        objects: pages.finish().await?,
+        roots: roots.clone(),
+        objects: pages.finish(Maps { roots, mapped_blocks }).await?,
         mapped_blocks,
         moved: job.moved.clone(),
     })
@@ -107,7 +116,7 @@ pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
 /// in further pages. Ends when those are all among the changed ones.
 async fn close_over(core: &Core, job: &Job, changes: &mut ObjectChanges) -> Result<(), VolumeError> {
     loop {
-        let replaced = tree::paths(&core.frames, job.roots.objects.as_ref(), changes).await?;
+        let replaced = tree::paths(&*core.frames, job.roots.objects.as_ref(), changes).await?;
         let own = |page: &&FrameRef| page.object.owner == core.bucket.header.volume;
         let touched = changes.changes.len();
         for page in replaced.iter().filter(own) {
@@ -156,7 +165,10 @@ impl<'a> PageWriter<'a> {
         Ok(())
     }
 
-    async fn finish(mut self) -> Result<Vec<NewObject>, VolumeError> {
+    async fn finish(mut self, maps: Maps) -> Result<Vec<NewObject>, VolumeError> {
+        if let Some(builder) = &mut self.builder {
+            builder.set_maps(maps);
+        }
         self.upload().await?;
         Ok(self.done)
     }

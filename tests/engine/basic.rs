@@ -252,16 +252,18 @@ async fn what_the_cache_has_under_a_right_checksum_and_does_not_open_is_fetched_
     let (volume, _) = reopen(&store, &Disks::new(), 7).await.unwrap();
     let noise: Vec<u8> = (0..200_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     write(&volume, 0, &noise).await;
+    volume.sync().await.unwrap();
+    let direct = unlock(&env(Arc::new(store.clone()), &Disks::new(), 9, "here")).await;
+    let objects = direct.newest_manifest().await.unwrap().manifest.objects;
     volume.close().await.unwrap();
     drop(volume);
     // A cache of another's making: of each frame it has the bytes of the next one.
     let disks = Disks::new();
     let cache_bytes_max = small_settings().cache_bytes_max;
     let cache = FrameCache::open_inline(Arc::new(disks.cache.clone()), cache_bytes_max);
-    let bucket = unlock(&env(Arc::new(store.clone()), &disks, 8, "here")).await;
     let mut frames = Vec::new();
-    for listed in bucket.newest_manifest().await.unwrap().manifest.objects {
-        let object = bucket.load_index(listed).await.unwrap();
+    for listed in objects {
+        let object = direct.load_index(listed).await.unwrap();
         let places = (0..).map_while(|number| object.index.place(object.object, number));
         frames.extend(places.map(|place| FrameKey::from(&place)));
         let name = names::object(listed.generation, listed.sequence);
