@@ -31,6 +31,7 @@ e2e::claims! {
     bad_days:
         recover_falls_back_to_the_newest_whole_epoch_and_asks,
         recover_scan_rebuilds_a_volume_without_manifests,
+        an_older_bucket_is_said_to_those_who_only_read,
         what_a_fenced_host_held_becomes_a_volume_of_its_own,
         a_fenced_server_answers_every_request_with_an_error;
     snapshots:

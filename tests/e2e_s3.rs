@@ -34,12 +34,14 @@ e2e::claims! {
         recover_uploads_what_a_killed_server_left,
         recover_elsewhere_changes_nothing_without_takeover,
         a_host_that_was_overtaken_stops_and_keeps_its_log,
-        an_older_copy_of_the_state_directory_is_refused;
+        an_older_copy_of_the_state_directory_is_refused,
+        a_signal_ends_an_opening_that_waits_for_the_store;
     control:
         status_says_how_far_behind_the_bucket_is_and_sync_brings_it_up,
         a_killed_servers_control_socket_is_nobody_and_the_next_one_answers,
         a_fenced_server_says_by_whom_and_cannot_sync,
-        status_tells_that_the_store_is_away_and_sync_waits_for_it;
+        status_tells_that_the_store_is_away_and_sync_waits_for_it,
+        of_two_stores_with_a_bucket_of_one_name_the_right_server_is_asked;
     resize:
         a_volume_is_resized_while_clients_write,
         ext4_goes_on_while_its_volume_grows_and_shrinks_with_it;
@@ -58,7 +60,8 @@ e2e::claims! {
         a_taken_port_or_socket_costs_nothing,
         a_killed_servers_addresses_are_free_again,
         a_volume_in_use_is_refused_here_and_elsewhere,
-        a_store_that_cannot_be_reached_or_refuses_is_named;
+        a_store_that_cannot_be_reached_or_refuses_is_named,
+        a_store_that_refuses_one_kind_of_call_for_good_ends_a_command;
     outage:
         ten_seconds_without_the_store_lose_nothing,
         a_store_that_dies_and_comes_back_loses_nothing,

@@ -145,6 +145,41 @@ async fn a_403_in_mid_life_is_waited_out() {
     assert_eq!(s.retrying.get("k", Range::Full).await.unwrap_err().kind, ErrorKind::Invalid, "never passes");
 }
 
+/// As commands that come to an end have it.
+#[tokio::test(start_paused = true)]
+async fn a_lasting_refusal_ends_a_call_after_a_bounded_time_where_that_is_asked_for() {
+    let minute = Duration::from_secs(60);
+    let options = RetryOptions { refusal_deadline: Some(minute), ..RetryOptions::default() };
+    let s = setup_with(options);
+    answered(&s).await;
+    s.faulty.set_plan(|call: &Call<'_>| match call.operation {
+        "delete" => Fault::Before(ErrorKind::Denied),
+        _ => Fault::None,
+    });
+    let started = Instant::now();
+    let error = s.retrying.delete(&["k".to_owned()]).await.unwrap_err();
+    assert_eq!(
+        (error.kind, error.operation, error.key.as_str(), started.elapsed()),
+        (ErrorKind::Denied, "delete", "k", minute)
+    );
+    assert!(error.to_string().contains("delete k: refused for 60 s: "), "{error}");
+    // What passes is waited out, and a store that is away is none that refuses.
+    s.faulty.set_plan(in_turn([Fault::Before(ErrorKind::Denied); 5]));
+    s.retrying.put("k", &body("1"), PutMode::Create).await.unwrap();
+    s.faulty.set_plan(|_: &Call<'_>| Fault::Before(ErrorKind::Retry));
+    let get = s.retrying.get("k", Range::Full);
+    assert!(tokio::time::timeout(HOUR, get).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_in_an_archive_is_an_error_at_once_and_no_outage() {
+    let s = setup();
+    answered(&s).await;
+    s.faulty.set_plan(in_turn([Fault::Before(ErrorKind::Archived)]));
+    assert_eq!(s.retrying.get("k", Range::Full).await.unwrap_err().kind, ErrorKind::Archived);
+    assert_eq!((s.faulty.counts().gets, s.retrying.health().away_ms), (1, None));
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_hour_away_is_an_hour_of_waiting() {
     let s = setup();

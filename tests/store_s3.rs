@@ -52,7 +52,7 @@ async fn each_call(server: &S3Server, fault: HttpFault) -> [(&'static str, Store
 
 #[tokio::test]
 async fn every_answer_has_its_kind() {
-    use ErrorKind::{Denied, Invalid, OutcomeUnknown, Retry};
+    use ErrorKind::{Archived, Denied, Invalid, OutcomeUnknown, Retry};
     let server = S3Server::start();
     for (status, code, for_changes, for_reads) in [
         (500, "InternalError", OutcomeUnknown, Retry),
@@ -70,6 +70,7 @@ async fn every_answer_has_its_kind() {
         (400, "BadDigest", Retry, Retry),
         (403, "AccessDenied", Denied, Denied),
         (403, "SignatureDoesNotMatch", Denied, Denied),
+        (403, "InvalidObjectState", Denied, Archived),
         (403, "RequestTimeTooSkewed", Denied, Denied),
         (401, "", Denied, Denied),
         (400, "ExpiredToken", Denied, Denied),
@@ -91,6 +92,25 @@ async fn every_answer_has_its_kind() {
         let expected = if matches!(call, "get" | "list") { Retry } else { OutcomeUnknown };
         assert_eq!(error.kind, expected, "a dropped connection to a {call}: {error}");
     }
+}
+
+#[tokio::test]
+async fn a_refusal_says_what_to_do_about_it() {
+    let server = S3Server::start();
+    let denied = HttpFault::Before(message(403, "AccessDenied", "Access Denied"));
+    for (call, error) in each_call(&server, denied).await {
+        let right = match call {
+            "get" => "s3:GetObject",
+            "list" => "s3:ListBucket",
+            "delete" | "bulk" => "s3:DeleteObject",
+            _ => "s3:PutObject",
+        };
+        assert!(error.to_string().contains(right), "{call}: {error}");
+    }
+    let archived = HttpFault::Before(message(403, "InvalidObjectState", "The operation is not valid"));
+    let errors = each_call(&server, archived).await;
+    let (_, error) = errors.iter().find(|(call, _)| *call == "get").unwrap();
+    assert!(error.to_string().contains("get k") && error.to_string().contains("restore it"), "{error}");
 }
 
 #[tokio::test]

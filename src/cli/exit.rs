@@ -103,9 +103,10 @@ fn volume_code(error: &VolumeError) -> u8 {
         | VolumeError::SecretNotNeeded => SECRET,
         VolumeError::OldSlotLeft { error, .. } => volume_code(error),
         VolumeError::InUse { .. } | VolumeError::Locked { .. } => IN_USE,
-        VolumeError::Diverged { .. } | VolumeError::RolledBack { .. } | VolumeError::Fenced { .. } => {
-            DIVERGED
-        }
+        VolumeError::Diverged { .. }
+        | VolumeError::RolledBack { .. }
+        | VolumeError::Fenced { .. }
+        | VolumeError::ClaimGone { .. } => DIVERGED,
         _ if error.kind() == Kind::Corrupt => DAMAGED,
         _ => FAILED,
     }

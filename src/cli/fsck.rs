@@ -134,7 +134,16 @@ impl Fsck {
         let name = self.target.name();
         let env = self.target.outside().await?.env;
         let secret = match Bucket::header(&*env.store).await {
-            Ok((header, _)) => self.secret.obtain(&name, header.protection).await?,
+            Ok((header, _)) => {
+                let secret = self.secret.obtain(&name, header.protection).await?;
+                // Only where there is something to compare with: it costs another derivation.
+                if env.local.exists(header.volume)?
+                    && let Ok(bucket) = Bucket::unlock(Arc::clone(&env.store), &secret).await
+                {
+                    self.target.warn_of_older(&env, &bucket).await;
+                }
+                secret
+            }
             // A finding of the check itself: any secret will do.
             Err(VolumeError::Damaged { .. } | VolumeError::NoVolume) => crate::seal::slot::Secret::Nothing,
             Err(error) => return Err(error).context(name),

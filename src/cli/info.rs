@@ -23,7 +23,8 @@ pub(super) struct Info {
 
 impl Info {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let (_, bucket) = self.target.unlock(&self.secret).await?;
+        let (outside, bucket) = self.target.unlock(&self.secret).await?;
+        self.target.warn_of_older(&outside.env, &bucket).await;
         let facts = info(&bucket).await.with_context(|| self.target.name())?;
         if self.json {
             say(serde_json::to_string_pretty(&facts)?);

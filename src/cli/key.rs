@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     format::slot::{Slot, Unlock},
+    seal::slot::Secret,
     store::open::OldVersions,
     volume::{
         bucket::Bucket,
@@ -38,7 +39,7 @@ pub(super) enum Key {
     /// Whoever opened the volume with it before may have kept what it protects: to shut them out of what is written from
     /// now on, copy the data to a new volume.
     Remove(Remove),
-    /// Put another secret in the place of the one that is given. Touches no data.
+    /// Put another secret in the place of the one that is given, in all slots that it opens. Touches no data.
     Change(Box<Add>),
 }
 
@@ -94,12 +95,17 @@ impl Key {
     }
 }
 
-/// Unlocks the volume and keeps its master key.
-async fn unlock(target: &Target, outside: &Outside, secret: &SecretArgs) -> anyhow::Result<Unlocked> {
+/// Unlocks the volume and keeps its master key, and the secret that opened it.
+async fn unlock(
+    target: &Target,
+    outside: &Outside,
+    secret: &SecretArgs,
+) -> anyhow::Result<(Unlocked, Secret)> {
     let name = target.name();
     let (header, _) = Bucket::header(&*outside.env.store).await.with_context(|| name.clone())?;
     let secret = secret.obtain(&name, header.protection).await?;
-    slots::unlock(&*outside.env.store, &secret).await.context(name)
+    let unlocked = slots::unlock(&*outside.env.store, &secret).await.context(name)?;
+    Ok((unlocked, secret))
 }
 
 /// A slot as `key list` shows it.
@@ -196,7 +202,7 @@ impl Add {
         let name = self.target.name();
         let cost = self.cost.cost()?;
         let outside = self.target.outside().await?;
-        let unlocked = unlock(&self.target, &outside, &self.secret).await?;
+        let (unlocked, _) = unlock(&self.target, &outside, &self.secret).await?;
         let chosen = self.new.choose(&name, &outside.env)?;
         let label = self.label.as_deref().unwrap_or(chosen.label);
         let new = NewSecret { secret: &chosen.secret, cost, label };
@@ -221,7 +227,7 @@ impl Add {
             return Err(exit::usage(text));
         }
         let outside = self.target.outside().await?;
-        let unlocked = unlock(&self.target, &outside, &self.secret).await?;
+        let (unlocked, old_secret) = unlock(&self.target, &outside, &self.secret).await?;
         let chosen = self.new.choose(&name, &outside.env)?;
         let there = slots::load_slots(&*outside.env.store).await.with_context(|| name.clone())?;
         let old = there.iter().find(|slot| slot.name == unlocked.slot).and_then(|old| old.slot.as_ref().ok());
@@ -229,10 +235,16 @@ impl Add {
         let label = self.label.as_deref().or(old.filter(is_same_kind).map(|old| &old.label[..]));
         let label = label.unwrap_or(chosen.label);
         let new = NewSecret { secret: &chosen.secret, cost, label };
-        let slot = slots::change(&outside.env, &unlocked, &new).await.with_context(|| name.clone())?;
-        let (id, old) = (slots::id(&slot), slots::id(&unlocked.slot));
-        say(format_args!("{name}: key slot {id} ({}) is in the place of {old}", printable(label)));
-        warn_of_old_versions(&outside, &name, old).await;
+        let changed = slots::change(&outside.env, &unlocked, &old_secret, &new).await;
+        let changed = changed.with_context(|| name.clone())?;
+        let old: Vec<_> = changed.old.iter().map(|slot| printable(slots::id(slot))).collect();
+        let id = slots::id(&changed.new);
+        say(format_args!(
+            "{name}: key slot {id} ({}) is in the place of {}",
+            printable(label),
+            old.join(", ")
+        ));
+        warn_of_old_versions(&outside, &name, &old).await;
         Ok(())
     }
 }
@@ -260,7 +272,7 @@ impl Remove {
     async fn run(self) -> anyhow::Result<()> {
         let name = self.target.name();
         let outside = self.target.outside().await?;
-        let unlocked = unlock(&self.target, &outside, &self.secret).await?;
+        let (unlocked, _) = unlock(&self.target, &outside, &self.secret).await?;
         let there = slots::load_slots(&*outside.env.store).await.with_context(|| name.clone())?;
         let slot = slots::find(&there, &self.which).with_context(|| name.clone())?;
         let id = printable(slot.id());
@@ -274,12 +286,12 @@ impl Remove {
         }
         slots::remove(&outside.env, &unlocked.header, &slot.name).await.with_context(|| name.clone())?;
         say(format_args!("{name}: removed {what}{own}"));
-        warn_of_old_versions(&outside, &name, &id).await;
+        warn_of_old_versions(&outside, &name, &[id]).await;
         Ok(())
     }
 }
 
-async fn warn_of_old_versions(outside: &Outside, name: &str, id: &str) {
+async fn warn_of_old_versions(outside: &Outside, name: &str, ids: &[String]) {
     let text = match outside.opened.old_versions().await {
         OldVersions::Gone => return,
         OldVersions::Kept => "this bucket keeps old versions of its objects",
@@ -287,7 +299,8 @@ async fn warn_of_old_versions(outside: &Outside, name: &str, id: &str) {
             "the store does not say whether it keeps old versions of its objects; if it does"
         }
     };
+    let slots = ids.iter().map(|id| format!("keys/{id}")).collect::<Vec<_>>().join(", ");
     tell(format_args!(
-        "{name}: {text}: delete those of keys/{id}, too, or the old secret opens the volume for whoever reads them"
+        "{name}: {text}: delete those of {slots}, too, or the old secret opens the volume for whoever reads them"
     ));
 }

@@ -177,7 +177,7 @@ impl Open {
             );
             return Err(exit::usage(text));
         }
-        let outside = self.target.outside_of_snapshot().await?;
+        let outside = self.target.outside_to_serve().await?;
         let tcp = (self.unix.is_none() || self.port.is_some())
             .then(|| (self.bind, self.port.unwrap_or(PORT)).into());
         let listeners = bind(&Addresses { tcp, unix: self.unix.clone() }).await?;
@@ -201,7 +201,7 @@ impl Open {
         let exports = Arc::new(VolumeExports::new(export, Arc::clone(&volume)));
         let server = server(Arc::clone(&exports) as Arc<dyn Exports>);
         let control =
-            served::serve_control(&self.target, &volume, &outside.opened, server.clients(), exports);
+            served::serve_control(&self.target, &volume, &outside.opened, server.clients(), exports).await;
         let size = show_size(volume.info().size_bytes);
         for address in describe(&listeners, self.unix.as_ref(), &self.target.export()) {
             say(format_args!("{}: {size}, served at {address}", self.target.name()));
@@ -248,6 +248,7 @@ impl Open {
             return opened.with_context(|| self.target.name());
         }
         if self.read_only {
+            self.target.warn_of_older(&env, &bucket).await;
             return open_read_only(env, bucket, settings).await.with_context(|| self.target.name());
         }
         let agreed = Agreed { takeover: self.takeover, rollback: self.accept_rollback, discard: false };

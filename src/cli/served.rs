@@ -35,7 +35,7 @@ struct Served {
 
 /// Answers on the volume's control socket until the server that is returned ends. Without the socket the volume is served
 /// all the same; where another process has the volume's folder, the socket is that one's.
-pub(super) fn serve_control(
+pub(super) async fn serve_control(
     target: &Target,
     volume: &Arc<Volume>,
     opened: &Opened,
@@ -45,12 +45,13 @@ pub(super) fn serve_control(
     let lock = volume.lock()?;
     let core = volume.core();
     let id = core.bucket.header.volume;
-    let bound = target.state_dir().and_then(|root| {
-        let folder = HostRoot::new(root).folder(id);
-        Ok(ControlSocket::bind(&folder, Some(lock))?)
-    });
-    let socket = match bound {
-        Ok(socket) => socket,
+    let bind = async || {
+        let folder = HostRoot::new(target.state_dir()?).folder(id);
+        let endpoint = target.endpoint().await?;
+        anyhow::Ok((ControlSocket::bind(&folder, Some(lock))?, endpoint))
+    };
+    let (socket, endpoint) = match bind().await {
+        Ok(bound) => bound,
         Err(error) => {
             tell(format_args!("no control socket, so status and sync will not find this server: {error:#}"));
             return None;
@@ -59,6 +60,7 @@ pub(super) fn serve_control(
     let hello = Hello {
         volume: id.to_string(),
         location: target.identity(),
+        endpoint,
         pid: std::process::id(),
         program: env!("CARGO_PKG_VERSION").to_owned(),
         since_ms: core.env.clock.now_ms(),

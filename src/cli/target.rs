@@ -5,25 +5,33 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context;
 use clap::Args;
 
-use super::{exit, secret::SecretArgs};
+use super::{exit, secret::SecretArgs, tell};
 use crate::{
-    control::client::{Client, find},
+    control::{
+        Hello,
+        client::{Client, find},
+    },
     store::{
         StoreError,
         location::{Backend, Location},
         open::{OpenOptions, Opened, open_store, os_random},
         retry::RetryOptions,
-        s3_config::S3Options,
+        s3_config::{S3Options, server_address},
     },
     volume::{
         bucket::Bucket,
         env::{Env, System, Threads},
+        error::VolumeError,
         host::{HostRoot, host_name},
+        seen::older_than_seen,
     },
 };
 
 /// How long a command waits for the first answer of a store. Later, a store that is away is waited for without end.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
+
+/// How long a command waits for a store that answers and refuses a call: credentials that are being rotated come soon.
+const REFUSAL: Duration = Duration::from_secs(30);
 
 /// Where the volume is.
 #[derive(Clone, Debug, Args)]
@@ -122,9 +130,11 @@ impl Target {
     /// Nobody has: `otherwise` says what to do then.
     pub(super) async fn server(&self, otherwise: &str) -> anyhow::Result<Client> {
         let root = self.state_dir()?;
-        self.find_server().await?.ok_or_else(|| {
+        let (server, elsewhere) = self.look_for_server().await?;
+        server.ok_or_else(|| {
+            let elsewhere = elsewhere.iter().map(in_another_store).collect::<String>();
             exit::not_open(format!(
-                "{}: not open on this host (no server of it in {}): {otherwise}",
+                "{}: not open on this host (no server of it in {}{elsewhere}): {otherwise}",
                 self.name(),
                 root.display()
             ))
@@ -136,48 +146,73 @@ impl Target {
     /// # Errors
     /// There may be one, and it does not answer.
     pub(super) async fn find_server(&self) -> anyhow::Result<Option<Client>> {
+        Ok(self.look_for_server().await?.0)
+    }
+
+    /// The same, and the servers of a volume of its name in other stores.
+    async fn look_for_server(&self) -> anyhow::Result<(Option<Client>, Vec<Hello>)> {
         self.refuse_snapshot()?;
         let root = self.state_dir()?;
-        let found = find(&root, &self.identity()).await.with_context(|| root.display().to_string())?;
+        let endpoint = self.endpoint().await?;
+        let found = find(&root, &self.identity(), endpoint.as_deref()).await;
+        let found = found.with_context(|| root.display().to_string())?;
         let mut clients = found.clients;
         if clients.len() > 1 {
-            // Buckets of one name in two stores: only the store knows which volume is meant.
+            // Made anew while another of its name was served: only the store knows which volume is meant.
             let outside = self.outside().await?;
             let (header, _) = Bucket::header(&*outside.env.store).await.with_context(|| self.name())?;
             clients.retain(|client| client.hello().volume == header.volume.to_string());
         }
         match (clients.pop(), found.silent.into_iter().next()) {
-            (Some(client), _) => Ok(Some(client)),
+            (Some(client), _) => Ok((Some(client), found.elsewhere)),
             (None, Some((path, error))) => {
                 let text =
                     format!("no server of it was found, but one that may be it is at {}", path.display());
                 Err(anyhow::Error::new(error).context(text).context(self.name()))
             }
-            (None, None) => Ok(None),
+            (None, None) => Ok((None, found.elsewhere)),
         }
     }
 
-    /// Opens the store and puts the environment together. Makes no request.
+    fn s3_options(&self) -> S3Options {
+        S3Options {
+            endpoint: self.endpoint.clone(),
+            region: self.region.clone(),
+            profile: self.profile.clone(),
+            ..S3Options::default()
+        }
+    }
+
+    /// The S3 server that is meant, as its server on this host calls it; none for Amazon's, and for a directory.
+    pub(super) async fn endpoint(&self) -> anyhow::Result<Option<String>> {
+        match self.location.backend {
+            Backend::Bucket(_) => server_address(&self.s3_options()).await.with_context(|| self.name()),
+            Backend::Directory(_) => Ok(None),
+        }
+    }
+
+    /// Opens the store and puts the environment together, for a command that comes to an end: what the store refuses for
+    /// long is an error. Makes no request.
     ///
     /// # Errors
     /// Also where a snapshot is named.
     pub(super) async fn outside(&self) -> anyhow::Result<Outside> {
         self.refuse_snapshot()?;
-        self.outside_of_snapshot().await
+        self.outside_with(Some(REFUSAL)).await
     }
 
-    /// The same, of a volume or of a snapshot of it.
-    pub(super) async fn outside_of_snapshot(&self) -> anyhow::Result<Outside> {
-        let options = OpenOptions {
-            s3: S3Options {
-                endpoint: self.endpoint.clone(),
-                region: self.region.clone(),
-                profile: self.profile.clone(),
-                ..S3Options::default()
-            },
-            retry: RetryOptions { first_answer_deadline: Some(FIRST_ANSWER), ..RetryOptions::default() },
-            random: os_random(),
+    /// The same, for a volume or a snapshot that is served: refusals are waited out as outages are.
+    pub(super) async fn outside_to_serve(&self) -> anyhow::Result<Outside> {
+        self.outside_with(None).await
+    }
+
+    async fn outside_with(&self, refusal_deadline: Option<Duration>) -> anyhow::Result<Outside> {
+        let retry = RetryOptions {
+            first_answer_deadline: Some(FIRST_ANSWER),
+            refusal_deadline,
+            ..RetryOptions::default()
         };
+        let options = OpenOptions { s3: self.s3_options(), retry, random: os_random() };
         let opened: Result<Opened, StoreError> = open_store(&self.location, &options).await;
         let opened = opened.with_context(|| self.name())?;
         let env = Env {
@@ -205,6 +240,18 @@ impl Target {
         Bucket::unlock(Arc::clone(&env.store), &secret).await.with_context(|| self.name())
     }
 
+    /// Says so where the bucket is older than what this host has seen of it: who only reads is not refused.
+    pub(super) async fn warn_of_older(&self, env: &Env, bucket: &Bucket) {
+        match older_than_seen(env, bucket).await {
+            Ok(None) => {}
+            Ok(Some(warning)) | Err(warning @ VolumeError::SeenDamaged { .. }) => {
+                tell(format_args!("{}: warning: {warning}", self.name()));
+            }
+            // Whatever else is wrong is what the command itself is about.
+            Err(error) => tracing::debug!(%error, "not compared with what this host has seen"),
+        }
+    }
+
     /// Where the folders of volumes are.
     pub(super) fn state_dir(&self) -> anyhow::Result<PathBuf> {
         if let Some(path) = &self.state_dir {
@@ -221,5 +268,12 @@ impl Target {
                 Err(exit::usage("there is no home directory: say where logs and caches go with --state-dir"))
             }
         }
+    }
+}
+
+fn in_another_store(hello: &Hello) -> String {
+    match &hello.endpoint {
+        Some(endpoint) => format!("; one of that name at {endpoint} is open: --endpoint {endpoint} asks it"),
+        None => "; one of that name at Amazon is open: without an endpoint it is asked".to_owned(),
     }
 }

@@ -60,17 +60,21 @@ pub struct Client {
 /// What looking for servers came upon.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// Servers of the location asked for; more than one only where two stores have buckets of one name.
+    /// Servers of the location asked for, in the store asked for; more than one only where the volume was made anew while
+    /// another of its name was served.
     pub clients: Vec<Client>,
+    /// Servers of a volume of that name in other stores.
+    pub elsewhere: Vec<Hello>,
     /// Sockets behind which nobody answered as a server does, and why.
     pub silent: Vec<(PathBuf, ClientError)>,
 }
 
-/// Looks for servers of the volume at `location` in all folders of the state directory `root`. Asks no store.
+/// Looks for servers of the volume at `location` in the store at `endpoint`, as [`Hello`] has them, in all folders of the
+/// state directory `root`. Asks no store.
 ///
 /// # Errors
 /// The directory is there and cannot be read.
-pub async fn find(root: &Path, location: &str) -> io::Result<Found> {
+pub async fn find(root: &Path, location: &str, endpoint: Option<&str>) -> io::Result<Found> {
     let mut found = Found::default();
     let folders = match std::fs::read_dir(root) {
         Ok(folders) => folders,
@@ -84,8 +88,10 @@ pub async fn find(root: &Path, location: &str) -> io::Result<Found> {
     paths.sort();
     for folder in paths {
         match Client::connect(&folder).await {
-            Ok(Some(client)) if client.hello.location == location => found.clients.push(client),
-            Ok(_) => {}
+            Ok(Some(client)) if client.hello.location != location => {}
+            Ok(Some(client)) if client.hello.endpoint.as_deref() == endpoint => found.clients.push(client),
+            Ok(Some(client)) => found.elsewhere.push(client.hello),
+            Ok(None) => {}
             Err(error) => found.silent.push((folder.join(SOCKET), error)),
         }
     }
@@ -108,6 +114,7 @@ impl Client {
         let nobody = Hello {
             volume: String::new(),
             location: String::new(),
+            endpoint: None,
             pid: 0,
             program: String::new(),
             since_ms: 0,

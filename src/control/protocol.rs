@@ -108,6 +108,9 @@ pub struct Hello {
     pub volume: String,
     /// Where it is: `BUCKET/VOLUME`, or `file:DIR/VOLUME` with the whole path.
     pub location: String,
+    /// Base address of the S3 server that has the bucket; none for Amazon's, and for a directory.
+    #[serde(default)]
+    pub endpoint: Option<String>,
     /// The server's process.
     pub pid: u32,
     /// Its version of s3bd.

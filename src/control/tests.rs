@@ -22,7 +22,9 @@ use super::{
     *,
 };
 
+#[derive(Debug)]
 struct Fake {
+    endpoint: Option<String>,
     may_end: Semaphore,
     under_way: AtomicUsize,
 }
@@ -40,7 +42,14 @@ impl Drop for UnderWay<'_> {
 impl Service for Fake {
     fn hello(&self) -> Hello {
         let (volume, location) = ("00ff".to_owned(), "bucket/disk".to_owned());
-        Hello { volume, location, pid: 1, program: "0".to_owned(), since_ms: 2 }
+        Hello {
+            volume,
+            location,
+            endpoint: self.endpoint.clone(),
+            pid: 1,
+            program: "0".to_owned(),
+            since_ms: 2,
+        }
     }
 
     async fn answer(&self, request: Request, working: &Working) -> Result<Answer, Refusal> {
@@ -58,6 +67,13 @@ impl Service for Fake {
     }
 }
 
+impl Fake {
+    fn at(endpoint: Option<&str>) -> Self {
+        let endpoint = endpoint.map(str::to_owned);
+        Self { endpoint, may_end: Semaphore::new(0), under_way: AtomicUsize::new(0) }
+    }
+}
+
 struct Rig {
     folder: TempDir,
     service: Arc<Fake>,
@@ -67,7 +83,7 @@ struct Rig {
 impl Rig {
     fn new(limits: Limits) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let service = Arc::new(Fake { may_end: Semaphore::new(0), under_way: AtomicUsize::new(0) });
+        let service = Arc::new(Fake::at(None));
         let socket = ControlSocket::bind(&Self::volume(folder.path()), None).unwrap();
         let server = Server::start(socket, Arc::clone(&service) as Arc<dyn Service>, limits);
         Self { folder, service, server }
@@ -196,10 +212,10 @@ async fn a_server_that_ends_answers_what_can_be_answered_and_takes_its_socket_al
 async fn servers_are_found_by_location_and_what_is_no_server_is_named() {
     let rig = Rig::new(quick());
     let root = rig.folder.path();
-    assert_eq!(find(root, "bucket/disk").await.unwrap().clients.len(), 1);
-    let found = find(root, "bucket/other").await.unwrap();
+    assert_eq!(find(root, "bucket/disk", None).await.unwrap().clients.len(), 1);
+    let found = find(root, "bucket/other", None).await.unwrap();
     assert!(found.clients.is_empty() && found.silent.is_empty());
-    assert!(find(&root.join("missing"), "bucket/disk").await.unwrap().clients.is_empty());
+    assert!(find(&root.join("missing"), "bucket/disk", None).await.unwrap().clients.is_empty());
 
     std::fs::write(root.join("a file"), "").unwrap();
     let stranger = root.join("stranger");
@@ -210,7 +226,34 @@ async fn servers_are_found_by_location_and_what_is_no_server_is_named() {
             let _ = stream.write_all(b"hello yourself\n").await;
         }
     });
-    let found = find(root, "bucket/disk").await.unwrap();
+    let found = find(root, "bucket/disk", None).await.unwrap();
     assert_eq!(found.clients.len(), 1);
     assert!(matches!(&found.silent[..], [(path, ClientError::Nonsense(_))] if path.starts_with(&stranger)));
+}
+
+#[tokio::test]
+async fn of_two_stores_with_a_bucket_of_one_name_the_right_server_answers() {
+    let root = tempfile::tempdir().unwrap();
+    let (one, other) = ("http://one.example.org", "http://other.example.org");
+    let start = |folder: &str, endpoint: Option<&str>| {
+        let folder = root.path().join(folder);
+        std::fs::create_dir(&folder).unwrap();
+        let socket = ControlSocket::bind(&folder, None).unwrap();
+        Server::start(socket, Arc::new(Fake::at(endpoint)), quick())
+    };
+    let found = async |endpoint: Option<&str>| {
+        let found = find(root.path(), "bucket/disk", endpoint).await.unwrap();
+        let endpoint_of = |hello: &Hello| hello.endpoint.clone();
+        let clients: Vec<_> = found.clients.iter().map(|client| endpoint_of(client.hello())).collect();
+        (clients, found.elsewhere.iter().map(endpoint_of).collect::<Vec<_>>())
+    };
+    let words = |endpoint: &str| Some(endpoint.to_owned());
+    let _one = start("01", Some(one));
+    // Alone, and all the same not meant.
+    assert_eq!(found(Some(other)).await, (vec![], vec![words(one)]));
+    let _other = start("02", Some(other));
+    let _amazon = start("03", None);
+    assert_eq!(found(Some(one)).await, (vec![words(one)], vec![words(other), None]));
+    assert_eq!(found(Some(other)).await, (vec![words(other)], vec![words(one), None]));
+    assert_eq!(found(None).await, (vec![None], vec![words(one), words(other)]));
 }

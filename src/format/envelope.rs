@@ -2,10 +2,16 @@
 //!
 //! The checksum finds damage; only the seal inside finds malice. Layout: `docs/format.md`, "Envelope".
 
-use super::FormatError;
+use super::{FormatError, codec::VALUE_BYTES_MAX, object::TAG_BYTES};
 
 /// Bytes before the body.
 pub const ENVELOPE_BYTES: usize = 24;
+/// Bytes of the salt of a sealed envelope.
+pub const SALT_BYTES: usize = 16;
+/// Longest manifest, bytes: the largest value, its salt and tag, in an envelope. More is not read.
+pub const MANIFEST_BYTES_MAX: u64 = VALUE_BYTES_MAX + (ENVELOPE_BYTES + SALT_BYTES + TAG_BYTES) as u64;
+/// Longest header, slot and claim, bytes. They have some hundred, and names and labels of people; more is not read.
+pub const SMALL_BYTES_MAX: u64 = 64 << 10;
 const MAGIC: &[u8; 4] = b"s3bd";
 
 /// What an envelope holds.

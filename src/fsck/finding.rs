@@ -105,6 +105,14 @@ pub enum Finding {
         #[serde(serialize_with = "as_text")]
         error: OpenError,
     },
+    /// A manifest does not open, and the line goes on without it.
+    ManifestPassed {
+        /// Its name.
+        name: String,
+        /// Why.
+        #[serde(serialize_with = "as_text")]
+        error: OpenError,
+    },
     /// A manifest that has to be there is not.
     ManifestMissing {
         /// Its name.
@@ -321,6 +329,7 @@ impl Finding {
         match self {
             Self::InUse { .. }
             | Self::ManifestAside { .. }
+            | Self::ManifestPassed { .. }
             | Self::DeadObject { found: None, .. }
             | Self::MovedOn { .. }
             | Self::Strays { .. }

@@ -307,7 +307,7 @@ fn judge(head: &Head, oldest_kept: Epoch) -> (BTreeSet<(Generation, u64)>, Vec<F
     let mut tenures = BTreeSet::new();
     let mut line = BTreeSet::new();
     let top = (head.manifest.generation, head.manifest.epoch);
-    let mut findings = damaged(head, top);
+    let mut faults = Vec::new();
     let mut at = top;
     let verified_to = loop {
         let Some(Ok(knot)) = head.knots.get(&at) else { break at.1 };
@@ -327,9 +327,11 @@ fn judge(head: &Head, oldest_kept: Epoch) -> (BTreeSet<(Generation, u64)>, Vec<F
             // Said already, or rightly gone.
             Some(Err(_)) | None => break parent.1,
         };
-        findings.push(fault);
+        faults.push(fault);
         break parent.1;
     };
+    let mut findings = damaged(head, top, line.first().copied());
+    findings.append(&mut faults);
     // Below where the chain ends nothing is known of a manifest's place.
     let whole = head.knots.iter().filter_map(|(name, knot)| Some((name, knot.as_ref().ok()?)));
     let aside = whole.filter(|(name, _)| {
@@ -343,13 +345,17 @@ fn judge(head: &Head, oldest_kept: Epoch) -> (BTreeSet<(Generation, u64)>, Vec<F
     (tenures, findings)
 }
 
-/// The manifests that do not open; an open needs the newest and its parent.
-fn damaged(head: &Head, top: ManifestName) -> Vec<Finding> {
+/// The manifests that do not open; an open needs the newest and its parent, and none that lies between those of the line,
+/// which is known from `oldest` on: `recover` went back behind it, or its writer had lost the volume.
+fn damaged(head: &Head, top: ManifestName, oldest: Option<ManifestName>) -> Vec<Finding> {
     let parent = head.manifest.parent.filter(|parent| parent.epoch >= head.manifest.oldest_kept);
     let parent = parent.map(|parent| (parent.generation, parent.epoch));
     let damaged = head.knots.iter().filter_map(|(name, knot)| Some((*name, knot.as_ref().err()?)));
     let tell = |(name, error): (ManifestName, &OpenError)| {
         let newest = name > top;
+        if !newest && oldest.is_some_and(|oldest| name > oldest) {
+            return Finding::ManifestPassed { name: text(name), error: error.clone() };
+        }
         let needed = newest || Some(name) == parent;
         Finding::ManifestDamaged { name: text(name), newest, needed, error: error.clone() }
     };

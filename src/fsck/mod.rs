@@ -60,9 +60,9 @@ use crate::{
         names,
     },
     seal::{slot::Secret, small::OpenError},
-    store::{ErrorKind, Range, Store},
+    store::{ErrorKind, Store},
     volume::{
-        bucket::{Bucket, digest},
+        bucket::{Bucket, digest, fetch_small},
         error::VolumeError,
         walk::{Direct, FETCHES_MAX},
     },
@@ -240,15 +240,16 @@ impl<'a> Check<'a> {
 
 /// An object, decoded, and the digest of its bytes; `None` where there is none. Bytes that are not whole are fetched
 /// again: the network damages bytes, too.
-async fn load<T, E>(
+async fn load<T, E: From<FormatError>>(
     bucket: &Bucket,
     name: &str,
     decode: impl Fn(&[u8]) -> Result<T, E>,
 ) -> Result<Option<(Result<T, E>, Digest)>, VolumeError> {
     let mut attempt = 1;
     loop {
-        let bytes = match bucket.store.get(name, Range::Full).await {
-            Ok(got) => got.bytes,
+        let bytes = match fetch_small(&*bucket.store, name).await {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(too_long)) => return Ok(Some((Err(too_long.into()), digest(b"")))),
             Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => return Ok(None),
             Err(error) => return Err(error.into()),
         };

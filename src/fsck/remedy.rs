@@ -57,6 +57,7 @@ impl Finding {
         match self {
             Self::InUse { .. }
             | Self::ManifestAside { .. }
+            | Self::ManifestPassed { .. }
             | Self::DeadObject { .. }
             | Self::MovedOn { .. }
             | Self::Strays { .. }

@@ -100,6 +100,12 @@ impl fmt::Display for Finding {
                     false => write!(f, "{}", behind(*needed)),
                 }
             }
+            Self::ManifestPassed { name, error } => {
+                write!(
+                    f,
+                    "{name}: {error}: the volume goes on without it, and it is removed as newer ones are published"
+                )
+            }
             Self::ManifestMissing { name, child, needed } => {
                 write!(f, "{name}: missing, and {child} was built on it: {}", behind(*needed))
             }

@@ -3,9 +3,11 @@
 //! Layout: an envelope around 16 bytes of salt and the ciphertext with its tag (`docs/format.md`, "Sealed envelope").
 
 use super::{SealError, keys::Keys};
-use crate::format::{FormatError, envelope, envelope::Content};
+use crate::format::{
+    FormatError,
+    envelope::{self, Content, SALT_BYTES},
+};
 
-const SALT_BYTES: usize = 16;
 /// Version of every sealed envelope; part of what is sealed, so that none passes for another.
 const VERSION: u16 = 1;
 

@@ -129,6 +129,8 @@ pub enum ErrorKind {
     OutcomeUnknown,
     /// The store refuses these credentials or this name.
     Denied,
+    /// The object is in an archive: nobody can read it until somebody restores it.
+    Archived,
     /// The request can never succeed as it is (bad configuration, invalid name, no credentials found).
     Invalid,
 }

@@ -13,8 +13,8 @@
 //! |---|---|---|
 //! | Retry | waits, up to `first_answer_deadline` | waits |
 //! | OutcomeUnknown | reads back or calls again | the same |
-//! | Denied, NotFound of the bucket | returned | waits: credentials rotate, folders are mounted again |
-//! | Invalid, NotFound of a key, Short | returned | returned |
+//! | Denied, NotFound of the bucket | returned | waits, up to `refusal_deadline`: credentials rotate, folders are mounted again |
+//! | Invalid, Archived, NotFound of a key, Short | returned | returned |
 //!
 //! # Not handled
 //! On a store that ignores [`PutMode::Create`], a put whose answer was lost may land after this layer saw other bytes
@@ -48,6 +48,8 @@ pub struct RetryOptions {
     pub change_deadline: Option<Duration>,
     /// As long as the store has never answered, no call waits longer than this; `None` waits for ever.
     pub first_answer_deadline: Option<Duration>,
+    /// A call that the store refuses gives its error back this long after the first refusal; `None` waits for ever.
+    pub refusal_deadline: Option<Duration>,
 }
 
 impl Default for RetryOptions {
@@ -59,6 +61,7 @@ impl Default for RetryOptions {
             read_deadline: None,
             change_deadline: None,
             first_answer_deadline: None,
+            refusal_deadline: None,
         }
     }
 }
@@ -119,6 +122,7 @@ impl<S: Store> Retrying<S> {
             deadline: if change { self.options.change_deadline } else { self.options.read_deadline },
             failures: 0,
             waiting: None,
+            refused_since: None,
             outcome_unknown: false,
             last_reason: None,
         }
@@ -219,6 +223,8 @@ struct Patience<'a> {
     deadline: Option<Duration>,
     failures: u32,
     waiting: Option<Waiting>,
+    /// When the store first refused this call.
+    refused_since: Option<Instant>,
     /// A change was sent whose answer never came.
     outcome_unknown: bool,
     last_reason: Option<String>,
@@ -260,6 +266,10 @@ impl Patience<'_> {
             tokio::time::sleep_until(deadline_at).await;
             return Err(self.give_up(error));
         }
+        if let Some(deadline_at) = self.refusal_deadline_at(&error).filter(|at| *at <= wake_at) {
+            tokio::time::sleep_until(deadline_at).await;
+            return Err(self.give_up(self.refused(error)));
+        }
         self.last_reason = Some(error.reason);
         tokio::time::sleep_until(wake_at).await;
         Ok(())
@@ -270,8 +280,21 @@ impl Patience<'_> {
             ErrorKind::Retry | ErrorKind::OutcomeUnknown => true,
             ErrorKind::Denied => self.health.has_answered(),
             ErrorKind::NotFound => error.key.is_empty() && self.health.has_answered(),
-            ErrorKind::Short | ErrorKind::Invalid => false,
+            ErrorKind::Short | ErrorKind::Archived | ErrorKind::Invalid => false,
         }
+    }
+
+    /// When to give up a call that was refused just now; none of one that failed otherwise.
+    fn refusal_deadline_at(&mut self, error: &StoreError) -> Option<Instant> {
+        let deadline = self.options.refusal_deadline?;
+        let refused = matches!(error.kind, ErrorKind::Denied | ErrorKind::NotFound);
+        refused.then(|| *self.refused_since.get_or_insert_with(Instant::now) + deadline)
+    }
+
+    fn refused(&self, error: StoreError) -> StoreError {
+        let seconds = self.refused_since.map_or(0, |since| since.elapsed().as_secs());
+        let reason = format!("refused for {seconds} s: {}", error.reason);
+        StoreError { reason, ..error }
     }
 
     /// Full jitter: anything from zero to the bound, which doubles each time.

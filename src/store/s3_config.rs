@@ -14,7 +14,7 @@ use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region};
+use aws_config::{BehaviorVersion, ConfigLoader, Region, SdkConfig};
 use aws_sdk_s3::config::{
     Builder, IdentityCache, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
 };
@@ -83,23 +83,13 @@ impl ClientConfig {
     /// [`ErrorKind::Invalid`] for an endpoint that is no http address.
     pub(super) async fn load(options: &S3Options) -> Result<ClientConfig, StoreError> {
         let http = http_client(options.concurrency_max);
-        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
+        let loader = loader(options)
             .http_client(http.clone())
-            .no_credentials()
-            .region(region_chain(options))
             .retry_config(RetryConfig::disabled())
             .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
-        if let Some(profile) = &options.profile {
-            loader = loader.profile_name(profile);
-        }
-        let flag_or_service_variable = options.endpoint.clone().or_else(s3_endpoint_variable);
-        if let Some(endpoint) = &flag_or_service_variable {
-            loader = loader.endpoint_url(endpoint);
-        }
         let shared = loader.load().await;
-        let endpoint = shared.endpoint_url().map(str::to_owned);
-        endpoint.as_deref().map_or(Ok(()), check_endpoint)?;
+        let endpoint = checked_endpoint(&shared)?;
         let region = shared.region().cloned().unwrap_or(Region::from_static(DEFAULT_REGION));
         let over_tls = endpoint.as_deref().is_none_or(|endpoint| endpoint.starts_with("https://"));
         let mut builder = Builder::from(&shared)
@@ -113,6 +103,45 @@ impl ClientConfig {
         }
         Ok(ClientConfig { builder, http, endpoint, region, over_tls })
     }
+}
+
+/// Which S3 server the options and the environment mean: its base address, written in one way; `None` for Amazon's, where
+/// a bucket's name says it all. Makes no request and needs no credentials.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`] for an endpoint that is no http address.
+pub async fn server_address(options: &S3Options) -> Result<Option<String>, StoreError> {
+    let endpoint = checked_endpoint(&loader(options).load().await)?;
+    Ok(endpoint.filter(|endpoint| is_not_amazon(endpoint)).map(|endpoint| in_one_way(&endpoint)))
+}
+
+/// Scheme and host in small letters, without the port that goes without saying and without slashes at the end.
+fn in_one_way(endpoint: &str) -> String {
+    let (scheme, rest) = endpoint.split_once("://").unwrap_or(("", endpoint));
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (scheme, authority) = (scheme.to_ascii_lowercase(), authority.to_ascii_lowercase());
+    let usual_port = if scheme == "https" { ":443" } else { ":80" };
+    let authority = authority.strip_suffix(usual_port).unwrap_or(&authority);
+    format!("{scheme}://{authority}{}", path.trim_end_matches('/'))
+}
+
+/// What says where the server is: flags, environment, profile files.
+fn loader(options: &S3Options) -> ConfigLoader {
+    let mut loader =
+        aws_config::defaults(BehaviorVersion::v2026_01_12()).no_credentials().region(region_chain(options));
+    if let Some(profile) = &options.profile {
+        loader = loader.profile_name(profile);
+    }
+    match options.endpoint.clone().or_else(s3_endpoint_variable) {
+        Some(endpoint) => loader.endpoint_url(endpoint),
+        None => loader,
+    }
+}
+
+fn checked_endpoint(shared: &SdkConfig) -> Result<Option<String>, StoreError> {
+    let endpoint = shared.endpoint_url().map(str::to_owned);
+    endpoint.as_deref().map_or(Ok(()), check_endpoint)?;
+    Ok(endpoint)
 }
 
 fn http_client(concurrency_max: usize) -> SharedHttpClient {
@@ -177,6 +206,31 @@ mod tests {
         }
         check_endpoint("http://127.0.0.1:3900").unwrap();
         check_endpoint("https://s3.example.org/base/").unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_server_has_one_address_however_it_is_written() {
+        let at = async |endpoint: &str| {
+            let options = S3Options { endpoint: Some(endpoint.to_owned()), ..S3Options::default() };
+            server_address(&options).await.unwrap()
+        };
+        let one = at("http://s3.example.org").await;
+        assert_eq!(one.as_deref(), Some("http://s3.example.org"));
+        for same in ["http://S3.Example.org/", "http://s3.example.org:80", "http://s3.example.org:80//"] {
+            assert_eq!(at(same).await, one, "{same}");
+        }
+        for other in [
+            "https://s3.example.org",
+            "http://s3.example.org:8080",
+            "http://s3.example.org/Base",
+            "http://s3.example.org/base",
+            "http://[::1]",
+        ] {
+            assert_ne!(at(other).await, one, "{other}");
+        }
+        assert_eq!(at("https://s3.eu-west-1.amazonaws.com").await, None);
+        let bad = S3Options { endpoint: Some("s3.example.org".to_owned()), ..S3Options::default() };
+        assert_eq!(server_address(&bad).await.unwrap_err().kind, ErrorKind::Invalid);
     }
 
     #[test]

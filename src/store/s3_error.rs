@@ -10,7 +10,8 @@
 //! | 404 NoSuchKey / NoSuchBucket | NotFound of the key / of the bucket | the same |
 //! | 404 without such a code: something else answers at this address | Denied | Denied |
 //! | 416 | Short | |
-//! | 401, 403; 400 with an expired token | Denied; Retry once there are other credentials | the same |
+//! | 403 InvalidObjectState: in an archive (Glacier) | Archived | Denied |
+//! | 401, any other 403; 400 with an expired token | Denied; Retry once there are other credentials | the same |
 //! | 400 damaged or slow body | Retry | Retry |
 //! | 301, 400 wrong region; 501; any other 4xx | Invalid | Invalid |
 //! | certificate not trusted | Denied | Denied |
@@ -70,7 +71,23 @@ impl Failure {
 
     pub(super) fn into_error(self, operation: &'static str, key: &str) -> StoreError {
         let key = if self.kind == ErrorKind::NotFound && self.is_of_bucket() { "" } else { key };
-        StoreError::new(self.kind, operation, key, self.reason)
+        let right = right_for(operation).filter(|_| self.code == "AccessDenied");
+        let reason = match right {
+            Some(right) => format!("{}; the credentials need the right to {right}", self.reason),
+            None => self.reason,
+        };
+        StoreError::new(self.kind, operation, key, reason)
+    }
+}
+
+/// What a policy has to allow for a call (IAM actions of S3).
+fn right_for(operation: &str) -> Option<&'static str> {
+    match operation {
+        "get" | "head" => Some("s3:GetObject"),
+        "put" => Some("s3:PutObject"),
+        "delete" => Some("s3:DeleteObject"),
+        "list" => Some("s3:ListBucket"),
+        _ => None,
     }
 }
 
@@ -151,6 +168,7 @@ impl Answer<'_> {
             (400, code) if is_transit_code(code) => ErrorKind::Retry,
             (404, "NoSuchKey" | "NoSuchBucket") => ErrorKind::NotFound,
             // The SDK's code for a 404 without any is NotFound; only a HEAD may have none.
+            (403, "InvalidObjectState") if !change => ErrorKind::Archived,
             (401 | 403 | 404 | 409, _) => ErrorKind::Denied,
             (416, _) => ErrorKind::Short,
             (307, _) => ErrorKind::Retry,
@@ -180,6 +198,11 @@ impl Answer<'_> {
         match (self.status, self.code) {
             (_, "RequestTimeTooSkewed") => Some("set this host's clock".to_owned()),
             (_, "NoSuchBucket") => Some("create the bucket first".to_owned()),
+            (403, "InvalidObjectState") => Some(
+                "the object is in an archive: restore it for good (copy it to a class that can be read), and keep archive \
+                 classes from this bucket"
+                    .to_owned(),
+            ),
             (403, "") => Some("no reason given; for a HEAD there never is one".to_owned()),
             (404, "NoSuchKey") => None,
             (404, _) => Some("this is no answer of an S3 server: check the endpoint".to_owned()),

@@ -13,9 +13,10 @@ use super::{
 };
 use crate::{
     format::{
+        FormatError,
         claim::Claim,
         codec,
-        envelope::Content,
+        envelope::{Content, MANIFEST_BYTES_MAX, SMALL_BYTES_MAX},
         header::Header,
         ids::{Epoch, Generation, ObjectRef},
         index::Index,
@@ -24,7 +25,7 @@ use crate::{
     },
     map::delta::NewObject,
     seal::{SealError, frame, keys::Keys, slot::Secret, small},
-    store::{ErrorKind, Put, PutMode, Range, Store},
+    store::{ErrorKind, Put, PutMode, Range, Store, StoreError},
 };
 
 /// SHA-256 of the bytes of an object.
@@ -63,11 +64,32 @@ impl Published {
     }
 }
 
+/// The bytes of a header, slot, claim or manifest. Fetches no more than it can have; an error where it has more.
+pub(crate) async fn fetch_small(
+    store: &dyn Store,
+    name: &str,
+) -> Result<Result<Bytes, FormatError>, StoreError> {
+    let is_manifest = name.starts_with(names::MANIFESTS);
+    let length = if is_manifest { MANIFEST_BYTES_MAX } else { SMALL_BYTES_MAX };
+    // The end of it: all of it, where it is no longer.
+    let got = store.get(name, Range::Suffix { length }).await?;
+    let too_long =
+        FormatError::Malformed { what: "object", detail: "larger than anything of its name can be" };
+    Ok(if got.object_bytes > length { Err(too_long) } else { Ok(got.bytes) })
+}
+
+pub(super) async fn get_small(store: &dyn Store, name: &str) -> Result<Bytes, VolumeError> {
+    fetch_small(store, name).await?.map_err(|error| VolumeError::damaged(name, error))
+}
+
+/// The same; `None` where there is none.
 pub(super) async fn get_whole(store: &dyn Store, name: &str) -> Result<Option<Bytes>, VolumeError> {
-    match store.get(name, Range::Full).await {
-        Ok(got) => Ok(Some(got.bytes)),
-        Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => Ok(None),
-        Err(error) => Err(error.into()),
+    match get_small(store, name).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(VolumeError::Store(error)) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -253,7 +275,7 @@ impl Bucket {
 
     async fn load_claim_once(&self, generation: Generation, nonce: u64) -> Result<Claim, VolumeError> {
         let name = names::claim(generation, nonce);
-        let bytes = self.store.get(&name, Range::Full).await?.bytes;
+        let bytes = get_small(&*self.store, &name).await?;
         let plain = small::open(&self.keys, Content::Claim, &name, &bytes)
             .map_err(|error| VolumeError::damaged(&name, error))?;
         codec::decode("claim", &plain).map_err(|error| VolumeError::damaged(&name, error))

@@ -4,7 +4,8 @@
 //! A claimant (1) puts a claim above all that it lists, (2) lists again: with another of the same generation it takes a
 //! higher one and begins anew, with a higher one it lost, (3) reads the newest manifest, (4) puts its own first one on
 //! top, (5) lists once more and serves only if its claim is still the highest. After every publish, and before it
-//! trims the log, answers a remote flush or deletes anything, a writer asks whether there is a claim above its own.
+//! trims the log, answers a remote flush or deletes anything, a writer asks whether there is a claim above its own, and
+//! whether its own is still there: it is not where an older copy of the bucket was put back under it.
 //!
 //! # Invariants
 //! - Everyone writes, then reads. Either (3) sees an old writer's manifest, or that manifest came after (1), and the
@@ -116,13 +117,16 @@ pub async fn put_first_manifest(
     bucket.put_manifest(&first, random_bytes(&*env.random)).await
 }
 
-/// Step (5), and the check after every publish: is there a claim above this one?
+/// Step (5), and the check after every publish: is there a claim above this one, and is this one there?
 ///
 /// # Errors
-/// `Fenced` if so: what was just put does not count as published.
+/// `Fenced`, `ClaimGone`: what was just put does not count as published.
 pub async fn check(bucket: &Bucket, tenure: Tenure) -> Result<(), VolumeError> {
-    match bucket.list_claims(Some(tenure.generation)).await?.last() {
-        Some(higher) => Err(VolumeError::Fenced { ours: tenure.generation, found: higher.0 }),
-        None => Ok(()),
+    let ours = tenure.generation;
+    let claims = bucket.list_claims(Some(Generation(ours.0.saturating_sub(1)))).await?;
+    if let Some(higher) = claims.last().filter(|claim| claim.0 > ours) {
+        return Err(VolumeError::Fenced { ours, found: higher.0 });
     }
+    // Without it, the next claimant takes this very generation.
+    if claims.contains(&(ours, tenure.nonce)) { Ok(()) } else { Err(VolumeError::ClaimGone { ours }) }
 }

@@ -52,6 +52,10 @@ pub trait LocalRoot: Send + Sync + fmt::Debug {
     fn exists(&self, _volume: VolumeId) -> io::Result<bool> {
         Ok(true)
     }
+    /// The small files of a volume, to be read beside whoever has the folders; `None` where there are none.
+    fn look(&self, _volume: VolumeId) -> io::Result<Option<Arc<dyn Disk>>> {
+        Ok(None)
+    }
     /// Its path, for messages.
     fn describe(&self, volume: VolumeId) -> String;
 }

@@ -142,6 +142,14 @@ pub enum VolumeError {
         /// Their names.
         slots: String,
     },
+    /// A secret that was to be added opens the volume already.
+    #[error("this secret opens the volume already, by key slot {slot} ({label:?}): nothing was changed")]
+    SecretKnown {
+        /// The slot.
+        slot: String,
+        /// What its owner calls it.
+        label: String,
+    },
     /// Without this slot nothing would open the volume.
     #[error(
         "key slot {slot} is not removed: no other slot would be left that opens the volume, and there is no way in without \
@@ -153,15 +161,15 @@ pub enum VolumeError {
     },
     /// A change of a secret did all but its last step.
     #[error(
-        "the new secret opens the volume by key slot {new}, but the old slot {old} may still be there: {error}; run it \
-         again, or remove the old slot with s3bd key remove"
+        "the new secret opens the volume by key slot {new}, but of the old secret's slots these may still be there: \
+         {old}: {error}; run it again, or remove them with s3bd key remove"
     )]
     OldSlotLeft {
         /// The new slot.
         new: String,
-        /// The old slot.
+        /// The old slots.
         old: String,
-        /// Why it is there.
+        /// Why they are there.
         error: Box<VolumeError>,
     },
     /// A small object in the bucket or a file in the state directory is not what was written.
@@ -259,6 +267,16 @@ pub enum VolumeError {
         ours: Generation,
         /// The newer one.
         found: Generation,
+    },
+    /// The claim of this writer is not there any more.
+    #[error(
+        "the claim of generation {ours}, under which this volume is open, is gone from the bucket: an older copy of the bucket \
+         was put back, or objects were deleted; nothing more is acknowledged, and what was not published stays in the log: \
+         close this server, see that the bucket is as it should be, and open the volume again"
+    )]
+    ClaimGone {
+        /// This writer.
+        ours: Generation,
     },
     /// The local log holds acknowledged writes that the winning line of manifests does not contain.
     #[error(
@@ -403,7 +421,7 @@ impl VolumeError {
                 ErrorKind::Retry => Kind::Retry,
                 ErrorKind::OutcomeUnknown => Kind::OutcomeUnknown,
                 ErrorKind::NotFound | ErrorKind::Short => Kind::Corrupt,
-                ErrorKind::Denied | ErrorKind::Invalid => Kind::Invalid,
+                ErrorKind::Denied | ErrorKind::Archived | ErrorKind::Invalid => Kind::Invalid,
             },
             Self::Log(error) if error.kind() == wal::ErrorKind::Full => Kind::Full,
             Self::Damaged { .. }
@@ -421,7 +439,11 @@ impl VolumeError {
             | Self::Log(_)
             | Self::LogDamaged(_)
             | Self::LogRecord { .. } => Kind::Corrupt,
-            Self::Fenced { .. } | Self::InUse { .. } | Self::Diverged { .. } | Self::MovedOn => Kind::Fenced,
+            Self::Fenced { .. }
+            | Self::ClaimGone { .. }
+            | Self::InUse { .. }
+            | Self::Diverged { .. }
+            | Self::MovedOn => Kind::Fenced,
             Self::Local { error, .. } if error.kind() == std::io::ErrorKind::StorageFull => Kind::Full,
             Self::NoVolume
             | Self::Unfinished
@@ -434,6 +456,7 @@ impl VolumeError {
             | Self::NoFittingSlot { .. }
             | Self::UnknownSlot { .. }
             | Self::AmbiguousSlot { .. }
+            | Self::SecretKnown { .. }
             | Self::LastSlot { .. }
             | Self::SecretNeeded
             | Self::SecretNotNeeded

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
-use wal::disk::Folder;
+use wal::disk::{Disk, Folder};
 
 use super::env::{Local, LocalRoot};
 use crate::format::ids::VolumeId;
@@ -42,6 +42,14 @@ impl LocalRoot for HostRoot {
 
     fn exists(&self, volume: VolumeId) -> io::Result<bool> {
         self.folder(volume).try_exists()
+    }
+
+    fn look(&self, volume: VolumeId) -> io::Result<Option<Arc<dyn Disk>>> {
+        // To open a folder makes it.
+        if !self.exists(volume)? {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(Folder::open(self.folder(volume))?)))
     }
 
     fn describe(&self, volume: VolumeId) -> String {

@@ -44,6 +44,7 @@ pub mod record;
 pub mod replay;
 pub mod rescue;
 pub mod resize;
+pub mod seen;
 pub mod settings;
 pub mod slots;
 pub mod snapshots;

@@ -1,6 +1,6 @@
 //! The read path: locate, load what is missing, put the parts together.
 
-use std::ops::Range;
+use std::{ops::Range, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 
@@ -13,9 +13,13 @@ use super::{
 use crate::{
     format::ids::{Epoch, FrameRef, Generation, Sequence, VolumeId},
     map::tree,
+    store::ErrorKind,
 };
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Time between two looks for an object that has to be restored from an archive, which takes minutes to days.
+const ARCHIVED_WAIT: Duration = Duration::from_secs(60);
 
 /// Which state of the volume to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,12 +63,22 @@ impl Core {
     /// The bytes of `range`, in parts.
     ///
     /// # Errors
-    /// A damaged or lost part fails the whole range, and nothing beyond it.
+    /// A damaged or lost part fails the whole range, and nothing beyond it. So does one in an archive, unless it is read for
+    /// a cut, which waits until somebody restores it.
     pub async fn read(&self, range: Range<u64>, at: At) -> Result<Vec<Bytes>, VolumeError> {
         loop {
             match self.read_once(range.clone(), at).await {
                 // Published, and trimmed from the log, since it was located: now it is in an object.
                 Err(VolumeError::Log(error)) if matches!(*error, wal::WalError::Trimmed { .. }) => {}
+                // What a cut is completed from: it waits as for a store that is away, since the data is not lost.
+                Err(VolumeError::Store(error))
+                    if error.kind == ErrorKind::Archived && matches!(at, At::Below(_)) =>
+                {
+                    let text = format!("a block that was written in part waits for an object: {error}");
+                    tracing::warn!("{text}");
+                    self.noted.note(text, self.env.clock.now_ms());
+                    tokio::time::sleep(ARCHIVED_WAIT).await;
+                }
                 result => return result,
             }
         }

@@ -17,7 +17,7 @@ use wal::Lsn;
 
 use super::{
     Volume,
-    bucket::{Bucket, Published, digest},
+    bucket::{Bucket, Published, digest, get_small},
     core::Core,
     env::{Env, random_bytes},
     error::VolumeError,
@@ -201,8 +201,8 @@ async fn open_destination(
 
 /// Gives the header its name.
 async fn finish(store: &dyn crate::store::Store) -> Result<(), VolumeError> {
-    let header = store.get(names::HEADER_UNFINISHED, crate::store::Range::Full).await?;
-    store.put(names::HEADER, &[header.bytes], PutMode::Create).await?;
+    let header = get_small(store, names::HEADER_UNFINISHED).await?;
+    store.put(names::HEADER, &[header], PutMode::Create).await?;
     store.delete(&[names::HEADER_UNFINISHED.to_owned()]).await?;
     Ok(())
 }

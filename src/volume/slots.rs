@@ -9,8 +9,8 @@
 //!
 //! # Crash consistency
 //! `add` and `remove` make one change each. `change` puts the new slot, reads it back and opens it with the new secret,
-//! and only then deletes the old one: a crash leaves the old slot, or both. Once more with the same secrets, it finds the
-//! new slot and only deletes the old one.
+//! and only then deletes the old ones, all that the old secret opens: a crash leaves an old slot, or the new one beside
+//! some. Once more with the same secrets, it finds the new slot and only deletes what is left of the old ones.
 //!
 //! # Not handled
 //! Who removes one of the last two slots and dies before looking again, while another host removes the other one.
@@ -25,6 +25,7 @@ use super::{
 use crate::{
     format::{
         FormatError,
+        envelope::SMALL_BYTES_MAX,
         header::{Header, Protection},
         manifest::Digest,
         names,
@@ -40,8 +41,6 @@ use crate::{
 
 /// Names drawn for one slot before something must be wrong with the randomness or the store.
 const NAMES_MAX: u32 = 16;
-/// A slot has some 200 bytes and a label; a larger object is not fetched, since anybody may have put it there.
-const SLOT_BYTES_MAX: u64 = 64 << 10;
 
 /// A volume whose master key is known.
 #[derive(Debug)]
@@ -99,7 +98,8 @@ pub struct NewSecret<'a> {
 
 /// A listed slot; `None` where it is gone by now. Bytes that are not whole are fetched again.
 async fn load_listed(store: &dyn Store, listed: &Listed) -> Result<Option<Slot>, VolumeError> {
-    if listed.bytes > SLOT_BYTES_MAX {
+    // Anybody may have put it there.
+    if listed.bytes > SMALL_BYTES_MAX {
         let error = FormatError::Malformed { what: "key slot", detail: "larger than a slot can be" };
         return Err(VolumeError::damaged(&listed.key, error));
     }
@@ -199,11 +199,21 @@ fn refusal(secret: &Secret, wrong: usize, others: usize, mut damage: Vec<String>
     }
 }
 
-/// Makes another secret open the volume; returns the name of its slot. Durable, read back and opened on `Ok`.
+/// Makes another secret open the volume; returns the name of its slot. Durable, read back and opened on `Ok`. One
+/// derivation for each slot of the secret's kind, and one for the new one.
 ///
 /// # Errors
-/// `OutcomeUnknown` ones may have left the slot there; `load_slots` shows it.
+/// `SecretKnown` where a slot is there that the secret opens: nothing was changed. `OutcomeUnknown` ones may have left the
+/// slot there; `load_slots` shows it.
 pub async fn add(env: &Env, unlocked: &Unlocked, new: &NewSecret<'_>) -> Result<String, VolumeError> {
+    if let Some((there, slot)) = opened_by(env, unlocked, new.secret).await?.into_iter().next() {
+        return Err(VolumeError::SecretKnown { slot: id(&there).to_owned(), label: slot.label });
+    }
+    make(env, unlocked, new).await
+}
+
+/// Makes a slot.
+async fn make(env: &Env, unlocked: &Unlocked, new: &NewSecret<'_>) -> Result<String, VolumeError> {
     if unlocked.header.protection == Protection::Open || matches!(new.secret, Secret::Nothing) {
         let text = "its key follows from the bucket, so no secret can protect it: make a new volume with a \
                     password, and copy the data";
@@ -265,7 +275,12 @@ pub async fn remove(env: &Env, header: &Header, name: &str) -> Result<(), Volume
     if !has_way_in(store, header, Some(name)).await? {
         return Err(last());
     }
-    let removed = get_whole(store, name).await?;
+    let removed = match get_whole(store, name).await {
+        Ok(removed) => removed,
+        // No slot, whatever it is: nothing to put back.
+        Err(VolumeError::Damaged { .. }) => None,
+        Err(error) => return Err(error),
+    };
     store.delete(&[name.to_owned()]).await?;
     if has_way_in(store, header, None).await? {
         return Ok(());
@@ -286,23 +301,47 @@ async fn has_way_in(store: &dyn Store, header: &Header, but: Option<&str>) -> Re
     Ok(slots.iter().any(|slot| Some(&slot.name[..]) != but && slot.is_way_in(header)))
 }
 
-/// Puts another secret in the place of the one that unlocked the volume; returns the name of its slot.
+/// A secret that took another's place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// Name of the new secret's slot.
+    pub new: String,
+    /// Names of the slots that the old secret opened; they are gone.
+    pub old: Vec<String>,
+}
+
+/// Puts another secret in the place of `old`, which unlocked the volume, in all slots that it opens.
 ///
 /// # Errors
-/// `OldSlotLeft`: the new secret opens the volume, and the old one still does.
-pub async fn change(env: &Env, unlocked: &Unlocked, new: &NewSecret<'_>) -> Result<String, VolumeError> {
-    let name = match find_made(env, unlocked, new).await? {
+/// `OldSlotLeft`: the new secret opens the volume, and the old one may still do so.
+pub async fn change(
+    env: &Env,
+    unlocked: &Unlocked,
+    old: &Secret,
+    new: &NewSecret<'_>,
+) -> Result<Changed, VolumeError> {
+    let made = find_made(env, unlocked, new).await?;
+    let name = match made {
         Some(name) => name,
-        None => add(env, unlocked, new).await?,
+        None => make(env, unlocked, new).await?,
     };
-    match remove(env, &unlocked.header, &unlocked.slot).await {
-        Ok(()) => Ok(name),
-        Err(error) => Err(VolumeError::OldSlotLeft {
-            new: id(&name).to_owned(),
-            old: id(&unlocked.slot).to_owned(),
-            error: Box::new(error),
-        }),
+    let left = |slots: &[String], error: VolumeError| VolumeError::OldSlotLeft {
+        new: id(&name).to_owned(),
+        old: slots.iter().map(|slot| id(slot)).collect::<Vec<_>>().join(", "),
+        error: Box::new(error),
+    };
+    let opened = opened_by(env, unlocked, old).await;
+    let opened = opened.map_err(|error| left(std::slice::from_ref(&unlocked.slot), error))?;
+    let mut slots: Vec<String> = opened.into_iter().map(|(there, _)| there).collect();
+    // It opened the volume a moment ago, whatever is read of it now.
+    if !slots.contains(&unlocked.slot) {
+        slots.push(unlocked.slot.clone());
     }
+    slots.retain(|slot| *slot != name);
+    for (at, slot) in slots.iter().enumerate() {
+        remove(env, &unlocked.header, slot).await.map_err(|error| left(&slots[at..], error))?;
+    }
+    Ok(Changed { new: name, old: slots })
 }
 
 /// The slot that an earlier change made that did not come to its end.
@@ -312,12 +351,25 @@ async fn find_made(
     new: &NewSecret<'_>,
 ) -> Result<Option<String>, VolumeError> {
     let unlock = new.secret.unlock(new.cost);
-    let made = load_slots(&*env.store).await?.into_iter().find(|there| {
-        let Ok(slot) = &there.slot else { return false };
-        there.name != unlocked.slot
-            && slot.unlock == unlock
-            && slot.label == new.label
-            && unwrap(slot, new.secret, unlocked.header.volume).is_ok_and(|master| master == unlocked.master)
-    });
-    Ok(made.map(|slot| slot.name))
+    let opened = opened_by(env, unlocked, new.secret).await?;
+    let made = opened
+        .into_iter()
+        .find(|(there, slot)| *there != unlocked.slot && slot.unlock == unlock && slot.label == new.label);
+    Ok(made.map(|(there, _)| there))
+}
+
+/// The slots that `secret` opens, and their names: one derivation for each slot of its kind.
+async fn opened_by(
+    env: &Env,
+    unlocked: &Unlocked,
+    secret: &Secret,
+) -> Result<Vec<(String, Slot)>, VolumeError> {
+    let mut opened = Vec::new();
+    for KeySlot { name, slot } in load_slots(&*env.store).await? {
+        let Ok(slot) = slot else { continue };
+        if unwrap(&slot, secret, unlocked.header.volume).is_ok_and(|master| master == unlocked.master) {
+            opened.push((name, slot));
+        }
+    }
+    Ok(opened)
 }

@@ -11,13 +11,13 @@ use super::{
     local,
     open::Agreed,
     replay::{Replayed, count_above, find_damage, reaches_back},
-    takeover,
+    seen, takeover,
 };
 use crate::format::{
     claim::Writer,
     envelope::Content,
     ids::{Generation, LogId},
-    local::{LOG, LOG_COPY, LogIdentity, SEEN, Seen, TENURES_MAX},
+    local::{LOG, LOG_COPY, LogIdentity, TENURES_MAX},
     manifest::Manifest,
 };
 
@@ -104,29 +104,12 @@ fn check_seen(
     if agreed.rollback {
         return Ok(());
     }
-    let seen = match local::load::<Seen>(&*local.state, &bucket.keys, Content::Seen, SEEN) {
-        Ok(Some(seen)) => seen,
-        Ok(None) => return Ok(()),
-        Err(error @ VolumeError::Damaged { .. }) => {
-            return Err(VolumeError::SeenDamaged { detail: error.to_string() });
-        }
-        Err(error) => return Err(error),
-    };
-    let found = newest.name();
-    // Epochs only grow along a line, so a higher generation with a lower epoch did not go on from what was seen: somebody
-    // opened the older copy before.
-    let beyond = found > (seen.generation, seen.epoch) && found.1 > seen.epoch;
-    let same = found == (seen.generation, seen.epoch) && newest.link.digest == seen.digest;
+    let Some(seen) = seen::load(&*local.state, bucket)? else { return Ok(()) };
     let listed = base.is_some_and(|base| base.listed.contains(&(seen.generation, seen.epoch)));
-    if beyond || same || listed {
-        return Ok(());
+    match seen::rolled_back(&seen, newest) {
+        Some(error) if !listed => Err(error),
+        _ => Ok(()),
     }
-    Err(VolumeError::RolledBack {
-        found: found.1,
-        found_generation: found.0,
-        seen: seen.epoch,
-        seen_generation: seen.generation,
-    })
 }
 
 /// Whether the last tenure was closed; an error where it is another host's and not closed.

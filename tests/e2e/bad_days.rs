@@ -88,6 +88,25 @@ pub(crate) fn recover_scan_rebuilds_a_volume_without_manifests(kind: Kind) {
     assert_eq!(checked.code, Some(0), "{checked:?}");
 }
 
+/// Who only looks is not refused, and told.
+pub(crate) fn an_older_bucket_is_said_to_those_who_only_read(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    host.init(&volume, "64M");
+    host.open(&volume, &[]).close();
+    let newest = files(&volume, "manifests").into_iter().max().expect("a manifest");
+    std::fs::remove_file(newest).expect("a file");
+    let other = Host::new(&fixture);
+    for (host, warned) in [(&host, true), (&other, false)] {
+        for command in ["info", "fsck"] {
+            let said = host.run(command, &[&volume]).done();
+            assert_eq!(said.stderr.contains("this host has seen epoch"), warned, "{said:?}");
+        }
+        let server = host.open(&volume, &["--read-only"]);
+        assert_eq!(server.stderr().contains("this host has seen epoch"), warned, "{}", server.stderr());
+        server.close();
+    }
+}
+
 pub(crate) fn what_a_fenced_host_held_becomes_a_volume_of_its_own(kind: Kind) {
     let (fixture, host, volume) = stage(kind);
     let new = fixture.location("rescued");

@@ -4,7 +4,7 @@ use std::{os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
 use super::{raw::Raw, stage};
 use crate::support::{
-    fixture::Kind,
+    fixture::{Fixture, Kind},
     host::{Ended, HANG, Host},
     run::qemu_io,
 };
@@ -134,5 +134,20 @@ pub(crate) fn status_tells_that_the_store_is_away_and_sync_waits_for_it(kind: Ki
     let after = status(&host, &volume);
     assert_eq!(after["volume"]["unpublished"]["bytes"], 0, "{after}");
     assert!(after["store"]["last_failure"]["error"].is_string(), "{after}");
+    server.close();
+}
+
+pub(crate) fn of_two_stores_with_a_bucket_of_one_name_the_right_server_is_asked(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    let other = Fixture::start(kind);
+    let host = host.with_flags(&[]);
+    let (here, there) = (fixture.flags(), other.flags());
+    let (here, there) = ([&volume, &here[0][..], &here[1]], [&volume, &there[0][..], &there[1]]);
+    host.run("init", &[&here[..], &["--size", "64M"]].concat()).done();
+    let server = host.open(&volume, &here[1..]);
+    host.run("sync", &here).done();
+    // The server of the other store is asked for, although it is not there.
+    let said = host.run("sync", &there);
+    said.failed(9, &["not open on this host", "one of that name at", here[2], "s3bd info"]);
     server.close();
 }

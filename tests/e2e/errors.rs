@@ -211,3 +211,15 @@ pub(crate) fn a_store_that_cannot_be_reached_or_refuses_is_named(kind: Kind) {
     });
     assert!(fixture.contents() == bucket, "a refused command changed the bucket");
 }
+
+/// A policy that lets everything be read and nothing be removed: a command ends, and says which right is missing.
+pub(crate) fn a_store_that_refuses_one_kind_of_call_for_good_ends_a_command(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    host.init(&volume, "64M");
+    host.run("key", &["add", &volume, "--recovery-key"]).done();
+    fixture.refuse("DELETE");
+    let bucket = fixture.contents();
+    let texts = ["delete ", "keys/", "refused for 30 s", "s3:DeleteObject"];
+    host.run("key", &["remove", &volume, "recovery key", "--yes"]).failed(6, &texts);
+    assert!(fixture.contents() == bucket, "a refused command changed the bucket");
+}

@@ -124,3 +124,21 @@ pub(crate) fn an_older_copy_of_the_state_directory_is_refused(kind: Kind) {
     qemu_io(&server.uri, &["read -P 0x42 0 1M"]);
     server.close();
 }
+
+/// A store that lets nobody claim the volume keeps an opening waiting; a signal ends it, and nothing is lost by that.
+pub(crate) fn a_signal_ends_an_opening_that_waits_for_the_store(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    host.init(&volume, "64M");
+    for signal in ["TERM", "INT"] {
+        let before = fixture.count("PUT");
+        fixture.refuse("PUT");
+        let opening = host.begin_to_open(&volume);
+        opening.until(|| fixture.count("PUT") > before);
+        opening.signal(signal);
+        opening.end().failed(1, &["disk", "interrupted before it was open"]);
+        fixture.refuse_nothing();
+        let server = host.open(&volume, &[]);
+        qemu_io(&server.uri, &["write -P 0x51 0 1M"]);
+        server.close();
+    }
+}

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use s3bd::{
+    fsck,
     nbd::Device,
     store::{
         faulty::{Call, Fault},
@@ -164,6 +165,14 @@ async fn behind_damaged_manifests_the_newest_whole_one_is_found() {
             let wanted = history.image_of(&repair);
             assert!((8 - lost..=8).contains(&wanted));
             assert_eq!(history.image_after(&repair).await, wanted);
+            // What was gone back behind is no fault of what goes on.
+            let env = env(history.rig.store.clone(), &Disks::new(), 1, "looking");
+            let options = fsck::Options { level: fsck::Level::Default, concurrency: 3 };
+            let report = fsck::check(&unlock(&env).await, &options, &()).await.unwrap();
+            assert!(report.is_sound(), "{report:#?}");
+            let passed = |finding: &&fsck::Finding| matches!(finding, fsck::Finding::ManifestPassed { .. });
+            let passed = report.findings.iter().filter(passed).count();
+            assert_eq!(passed, if removed { 1 } else { lost }, "{report:#?}");
         }
     }
 }

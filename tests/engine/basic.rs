@@ -4,19 +4,22 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use s3bd::{
+    cache::{FrameCache, FrameKey},
+    format::names,
     nbd::Device,
-    store::memory::Memory,
+    store::{Range, Store, memory::Memory},
     volume::{
         Volume,
         error::{Kind, VolumeError},
         open::Agreed,
+        seen::older_than_seen,
         settings::{Durability, Settings},
     },
 };
 
 use wal::disk::Disk;
 
-use crate::host::{Disks, env, make, open_with, reopen, small_settings};
+use crate::host::{Disks, env, make, open_with, reopen, small_settings, unlock};
 
 const SIZE: u64 = 1 << 40;
 
@@ -115,9 +118,17 @@ async fn an_older_bucket_is_refused_until_the_user_agrees() {
     let (volume, _) = reopen(&store, &disks, 7).await.unwrap();
     write(&volume, 0, b"new").await;
     volume.close().await.unwrap();
+    let reader = env(Arc::new(store.clone()), &disks, 9, "here");
+    let bucket = unlock(&reader).await;
+    assert!(older_than_seen(&reader, &bucket).await.unwrap().is_none());
     store.restore(old);
     let refused = reopen(&store, &disks, 8).await.unwrap_err();
     assert!(matches!(refused, VolumeError::RolledBack { .. }), "{refused}");
+    // Who only reads is warned, where the host has seen something.
+    let warned = older_than_seen(&reader, &bucket).await.unwrap();
+    assert!(matches!(warned, Some(VolumeError::RolledBack { .. })), "{warned:?}");
+    let elsewhere = env(Arc::new(store.clone()), &Disks::new(), 9, "there");
+    assert!(older_than_seen(&elsewhere, &bucket).await.unwrap().is_none());
     let agreed = Agreed { rollback: true, ..Agreed::default() };
     let opening = |seed, agreed| {
         let mine = env(std::sync::Arc::new(store.clone()), &disks, seed, "here");
@@ -232,6 +243,42 @@ async fn what_rots_in_the_cache_is_fetched_again() {
     assert!(flipped >= 2, "the frames are in the cache");
     let (volume, _) = reopen(&store, &disks, 8).await.unwrap();
     assert_eq!(read(&volume, 0, 100_000).await, noise);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_cache_has_under_a_right_checksum_and_does_not_open_is_fetched_again() {
+    let store = Memory::new();
+    make(&store, SIZE).await;
+    let (volume, _) = reopen(&store, &Disks::new(), 7).await.unwrap();
+    let noise: Vec<u8> = (0..200_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    write(&volume, 0, &noise).await;
+    volume.sync().await.unwrap();
+    let direct = unlock(&env(Arc::new(store.clone()), &Disks::new(), 9, "here")).await;
+    let objects = direct.newest_manifest().await.unwrap().manifest.objects;
+    volume.close().await.unwrap();
+    drop(volume);
+    // A cache of another's making: of each frame it has the bytes of the next one.
+    let disks = Disks::new();
+    let cache_bytes_max = small_settings().cache_bytes_max;
+    let cache = FrameCache::open_inline(Arc::new(disks.cache.clone()), cache_bytes_max);
+    let mut frames = Vec::new();
+    for listed in objects {
+        let object = direct.load_index(listed).await.unwrap();
+        let places = (0..).map_while(|number| object.index.place(object.object, number));
+        frames.extend(places.map(|place| FrameKey::from(&place)));
+        let name = names::object(listed.generation, listed.sequence);
+        let bytes = store.get(&name, Range::Full).await.unwrap().bytes;
+        for place in (0..).map_while(|number| object.index.place(object.object, number)) {
+            let next = (place.offset as usize + 100) % (bytes.len() - place.stored_bytes as usize);
+            cache.insert(FrameKey::from(&place), bytes.slice(next..next + place.stored_bytes as usize));
+        }
+    }
+    assert!(frames.len() >= 3 && frames.iter().all(|frame| cache.contains(frame)), "{}", frames.len());
+    cache.close();
+    drop(cache);
+    let (volume, report) = reopen(&store, &disks, 8).await.unwrap();
+    assert!(report.was_clean);
+    assert_eq!(read(&volume, 0, noise.len() as u32).await, noise);
 }
 
 /// A volume of which the first block is damaged in the bucket, and one at 1 MiB is whole.

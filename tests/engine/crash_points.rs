@@ -1,19 +1,30 @@
 //! Dying at each operation of a scripted session, on each disk and on the store; then opening again, and comparing with
 //! what was promised.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use s3bd::{
     format::{ids::Codec, slot::Argon2},
     nbd::Device,
     seal::slot::Secret,
-    store::{faulty::Faulty, memory::Memory},
+    store::{
+        ErrorKind,
+        faulty::{Call, Fault, Faulty},
+        memory::Memory,
+    },
     volume::{
         Volume,
         error::VolumeError,
         init::{NewVolume, init},
         open::Agreed,
+        settings::Settings,
     },
 };
 use wal::disk::sim::{Prng, SimDisk};
@@ -33,6 +44,8 @@ enum Death {
     State(u64),
     Cache(u64),
     Store(u64),
+    /// At this read of the store, counted from 1.
+    Read(u64),
     Never,
 }
 
@@ -44,8 +57,16 @@ struct Session {
 }
 
 impl Session {
+    /// Nothing is kept in memory or in the cache: checkpoints read every page that they change.
+    async fn bare(seed: u64) -> Self {
+        Self::with(seed, Settings { memory_bytes_max: 0, cache_bytes_max: 0, ..small_settings() }).await
+    }
+
     async fn new(seed: u64) -> Self {
-        let mut settings = small_settings();
+        Self::with(seed, small_settings()).await
+    }
+
+    async fn with(seed: u64, mut settings: Settings) -> Self {
         settings.checkpoint_objects = 2;
         settings.object_bytes = 16 << 10;
         settings.unpublished_memory_bytes_max = 4 << 10;
@@ -64,6 +85,15 @@ impl Session {
             Death::State(at) => disks.state.die_at(at),
             Death::Cache(at) => disks.cache.die_at(at),
             Death::Store(changes) => self.rig.faulty.set_crash_after(Some(changes)),
+            Death::Read(at) => {
+                let reads = AtomicU64::new(0);
+                self.rig.faulty.set_plan(move |call: &Call<'_>| {
+                    let is_read = call.change_index.is_none();
+                    let reads = reads.fetch_add(is_read.into(), Ordering::Relaxed) + u64::from(is_read);
+                    // The dead change nothing either.
+                    if reads >= at { Fault::Before(ErrorKind::Retry) } else { Fault::None }
+                });
+            }
             Death::Never => {}
         }
     }
@@ -154,6 +184,7 @@ impl Session {
     /// What a user finds afterwards, with the disk and without.
     async fn check(&mut self, death: Death, seed: u64) {
         self.rig.faulty.set_crash_after(None);
+        self.rig.faulty.set_plan(|_: &Call<'_>| Fault::None);
         let bucket = self.rig.memory.snapshot();
         self.rig.hosts[0] = self.rig.hosts[0].crash(seed);
         let volume = self.open().await.unwrap_or_else(|error| panic!("{death:?}: {error}"));
@@ -221,6 +252,29 @@ async fn a_cache_disk_that_dies_is_never_noticed() {
 async fn what_was_promised_holds_wherever_the_store_ends() {
     let count = die_at_each(|rig| rig.faulty.counts().changes(), |at| Death::Store(at - 1)).await;
     assert!(count > 20, "{count}");
+}
+
+/// Claiming, replaying, completing blocks, and above all checkpoints, which read the pages that they change.
+#[tokio::test(start_paused = true)]
+async fn what_was_promised_holds_wherever_a_read_of_the_store_is_the_last() {
+    let mut whole = Session::bare(1).await;
+    let pages = Arc::new(AtomicU64::new(0));
+    let seen = Arc::clone(&pages);
+    whole.rig.faulty.set_plan(move |call: &Call<'_>| {
+        let of_object = call.operation == "get" && call.key.starts_with("objects/");
+        seen.fetch_add(of_object.into(), Ordering::Relaxed);
+        Fault::None
+    });
+    assert!(whole.run_until(Death::Never).await);
+    let counts = whole.rig.faulty.counts();
+    let reads = counts.total() - counts.changes();
+    let pages = pages.load(Ordering::Relaxed);
+    assert!(pages > 20, "{pages} reads of objects");
+    for at in 1..=reads {
+        let mut session = Session::bare(1).await;
+        assert!(!session.run_until(Death::Read(at)).await, "read {at} of {reads}");
+        session.check(Death::Read(at), at).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

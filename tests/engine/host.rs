@@ -26,7 +26,10 @@ use s3bd::{
         settings::Settings,
     },
 };
-use wal::disk::sim::{Prng, SimDisk};
+use wal::disk::{
+    Disk,
+    sim::{Prng, SimDisk},
+};
 
 /// The folders of one volume on a simulated host.
 #[derive(Clone, Debug)]
@@ -64,6 +67,10 @@ impl LocalRoot for Disks {
             cache: Arc::new(self.cache.clone()),
             lock: None,
         }))
+    }
+
+    fn look(&self, _: VolumeId) -> io::Result<Option<Arc<dyn Disk>>> {
+        Ok(Some(Arc::new(self.state.clone())))
     }
 
     fn describe(&self, _: VolumeId) -> String {

@@ -13,7 +13,7 @@ use s3bd::{
     },
     volume::{
         error::VolumeError,
-        slots::{self, NewSecret, Unlocked},
+        slots::{self, Changed, NewSecret, Unlocked},
     },
 };
 
@@ -65,9 +65,17 @@ async fn remove(store: Arc<dyn Store>, seed: u64, which: &str) -> Result<(), Vol
     slots::remove(&host(store, seed), &unlocked.header, &name).await
 }
 
-async fn change(store: Arc<dyn Store>, seed: u64) -> Result<String, VolumeError> {
+async fn change(store: Arc<dyn Store>, seed: u64) -> Result<Changed, VolumeError> {
     let unlocked = unlocked(&*store).await?;
-    slots::change(&host(store, seed), &unlocked, &new(&password("new"), "first")).await
+    let old = password("secret");
+    slots::change(&host(store, seed), &unlocked, &old, &new(&password("new"), "first")).await
+}
+
+/// Another slot of the password "secret", as versions that did not look for one made them.
+async fn double(store: &Memory) {
+    let first = slots::find(&slots::load_slots(store).await.unwrap(), "first").unwrap().name.clone();
+    let bytes = store.get(&first, Range::Full).await.unwrap().bytes;
+    store.put("keys/00000009", &[bytes], PutMode::Create).await.unwrap();
 }
 
 async fn opens(store: &Memory, secret: &Secret) -> bool {
@@ -85,15 +93,25 @@ enum Procedure {
     RemoveOther,
     RemoveOwn,
     Change,
+    /// With a second slot of the old secret.
+    ChangeTwo,
 }
 
 impl Procedure {
+    async fn volume(self) -> Memory {
+        let store = volume().await;
+        if self == Self::ChangeTwo {
+            double(&store).await;
+        }
+        store
+    }
+
     async fn run(self, store: Arc<dyn Store>, seed: u64) -> Result<(), VolumeError> {
         match self {
             Self::Add => add(store, seed, &password("new"), "new").await.map(drop),
             Self::RemoveOther => remove(store, seed, "recovery key").await,
             Self::RemoveOwn => remove(store, seed, "first").await,
-            Self::Change => change(store, seed).await.map(drop),
+            Self::Change | Self::ChangeTwo => change(store, seed).await.map(drop),
         }
     }
 
@@ -104,9 +122,11 @@ impl Procedure {
             Self::Add => assert!(old && other && (new || !done), "{case}"),
             Self::RemoveOther => assert!(old && !(done && other), "{case}"),
             Self::RemoveOwn => assert!(other && !(done && old), "{case}"),
-            Self::Change => assert!(other && (old || new) && !(done && old), "{case}"),
+            Self::Change | Self::ChangeTwo => {
+                assert!(other && (old || new) && !(done && old), "{case}");
+            }
         }
-        if self == Self::Change && old {
+        if matches!(self, Self::Change | Self::ChangeTwo) && old {
             change(Arc::new(store.clone()), 77).await.unwrap();
             assert!(
                 opens(store, &password("new")).await && !opens(store, &password("secret")).await,
@@ -117,8 +137,8 @@ impl Procedure {
     }
 }
 
-const PROCEDURES: [Procedure; 4] =
-    [Procedure::Add, Procedure::RemoveOther, Procedure::RemoveOwn, Procedure::Change];
+const PROCEDURES: [Procedure; 5] =
+    [Procedure::Add, Procedure::RemoveOther, Procedure::RemoveOwn, Procedure::Change, Procedure::ChangeTwo];
 
 /// One fault at a call, and what becomes of the calls after it.
 #[derive(Clone, Copy, Debug)]
@@ -145,11 +165,11 @@ fn at(fault: Fault) -> At {
 async fn fail_everywhere(faults: &[At], patient: bool) -> u64 {
     let mut runs = 0;
     for procedure in PROCEDURES {
-        let whole = Faulty::new(volume().await);
+        let whole = Faulty::new(procedure.volume().await);
         procedure.run(Arc::new(whole.clone()), 1).await.unwrap();
         let calls = whole.counts().total();
         for (index, fault) in (0..calls).flat_map(|index| faults.iter().map(move |fault| (index, *fault))) {
-            let store = volume().await;
+            let store = procedure.volume().await;
             let faulty = Faulty::with_plan(store.clone(), fault.plan(index));
             let seen: Arc<dyn Store> = match patient {
                 true => retrying(faulty.clone(), 1),
@@ -193,6 +213,35 @@ async fn whichever_call_fails_a_secret_opens_the_volume() {
 async fn what_passes_is_waited_out() {
     let faults = [Fault::Before(ErrorKind::Retry), Fault::After, Fault::Late(LATE), Fault::Twice(LATE)];
     fail_everywhere(&[&faults.map(at)[..], &[at(Fault::FlipBit(1000))]].concat(), true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_removes_every_slot_of_the_old_secret_and_no_other() {
+    let store = volume().await;
+    double(&store).await;
+    let changed = change(Arc::new(store.clone()), 5).await.unwrap();
+    assert_eq!(changed.old.len(), 2);
+    assert!(!opens(&store, &password("secret")).await && opens(&store, &recovery()).await);
+    let names: Vec<_> = slots::load_slots(&store).await.unwrap().into_iter().map(|slot| slot.name).collect();
+    assert!(names.len() == 2 && names.contains(&changed.new), "{names:?}");
+    // The same secret at another cost: its new slot stays.
+    let unlocked = slots::unlock(&store, &password("new")).await.unwrap();
+    let (secret, env) = (password("new"), host(Arc::new(store.clone()), 6));
+    let dearer = NewSecret { secret: &secret, cost: Argon2 { passes: 2, ..CHEAP }, label: "first" };
+    let again = slots::change(&env, &unlocked, &secret, &dearer).await.unwrap();
+    assert_eq!(again.old, [changed.new]);
+    assert!(opens(&store, &secret).await && count(&store).await == 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_opens_the_volume_already_is_not_added() {
+    let store = volume().await;
+    let before = store.snapshot();
+    for (secret, label) in [(password("secret"), "first"), (recovery(), "recovery key")] {
+        let refused = add(Arc::new(store.clone()), 8, &secret, "other").await.unwrap_err();
+        assert!(matches!(&refused, VolumeError::SecretKnown { label: of, .. } if of == label), "{refused}");
+    }
+    assert!(store.snapshot() == before);
 }
 
 #[tokio::test(start_paused = true)]
@@ -265,13 +314,12 @@ async fn a_slot_that_was_written_over_in_the_same_moment_is_put_elsewhere() {
         async { slots::add(&host(Arc::new(faulty), 3), &unlocked, &new(&secret, "new")).await.unwrap() };
     let overwriting = async {
         // Between its put and its reading back.
-        tokio::time::sleep(LATE + LATE / 2).await;
-        let added = slots::load_slots(&store)
-            .await
-            .unwrap()
-            .into_iter()
-            .find(|slot| slot.slot.as_ref().is_ok_and(|slot| slot.label == "new"));
-        let name = added.unwrap().name;
+        let name = loop {
+            if let Ok(added) = slots::find(&slots::load_slots(&store).await.unwrap(), "new") {
+                break added.name.clone();
+            }
+            tokio::time::sleep(LATE / 4).await;
+        };
         store.put(&name, &[theirs], PutMode::Create).await.unwrap();
         name
     };

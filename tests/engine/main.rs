@@ -14,6 +14,7 @@ mod lessons;
 mod model;
 mod object_table;
 mod oracle;
+mod oversized;
 mod recovery;
 mod rescue;
 mod resize;

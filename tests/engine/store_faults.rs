@@ -253,3 +253,34 @@ async fn a_flaky_put_of_an_object_holds_up_its_cut_and_those_behind_it() {
     session.check().await;
     session.check_bucket().await;
 }
+
+/// Objects in an archive class are nowhere to be read until somebody restores them.
+#[tokio::test(start_paused = true)]
+async fn reads_of_an_archived_object_fail_at_once_and_a_cut_that_needs_it_waits_for_it() {
+    let bare = Settings { cache_bytes_max: 0, memory_bytes_max: 0, ..settings() };
+    let mut session = Session::new(10, bare).await;
+    let whole = noise(&mut session.prng, SIZE as usize);
+    session.volume.write(0, Bytes::from(whole.clone()), false).await.unwrap();
+    session.volume.sync().await.unwrap();
+    session.rig.faulty.set_plan(|call: &Call<'_>| match call.operation {
+        "get" if call.key.starts_with("objects/") => Fault::Before(ErrorKind::Archived),
+        _ => Fault::None,
+    });
+    let volume = &session.volume;
+    let read = tokio::time::timeout(Duration::from_secs(1), volume.read(0, 4096)).await;
+    read.expect("nobody waits").expect_err("it is in an archive");
+    volume.write(1000, Bytes::from_static(b"part of a block"), true).await.unwrap();
+    let sync = tokio::time::timeout(Duration::from_secs(3600), volume.sync()).await;
+    assert!(sync.is_err(), "the rest of the block is not there");
+    let said = volume.core().status().last_error.unwrap().error;
+    assert!(said.contains("waits for an object"), "{said}");
+    // Other blocks are written and read meanwhile.
+    volume.write(8192, Bytes::from(vec![7; 4096]), true).await.unwrap();
+    assert_eq!(volume.read(8192, 4096).await.unwrap().concat(), [7; 4096]);
+    session.rig.faulty.set_plan(|_: &Call<'_>| Fault::None);
+    volume.sync().await.unwrap();
+    let mut expected = whole;
+    expected[1000..1015].copy_from_slice(b"part of a block");
+    expected[8192..12288].fill(7);
+    assert_eq!(volume.read(0, SIZE as u32).await.unwrap().concat(), expected);
+}

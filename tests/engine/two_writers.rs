@@ -12,15 +12,16 @@ use s3bd::{
     },
     volume::{
         Volume,
+        base::find_whole,
         error::VolumeError,
-        open::{Agreed, OpenReport},
+        open::{Agreed, OpenReport, Repair, open_repaired},
         settings::Settings,
     },
 };
 use wal::disk::sim::Prng;
 
 use crate::{
-    host::{Disks, env, make_with, open_with, small_settings},
+    host::{Disks, env, make_with, open_with, small_settings, unlock},
     oracle::{Oracle, Windows},
     rig::{WHATEVER, clip, for_seeds, noise, retrying},
 };
@@ -387,4 +388,61 @@ async fn a_remote_flush_answered_before_a_takeover_is_in_the_new_line() {
         let found = other.read(0, 7).await.unwrap().concat();
         assert!(flushed.is_err() || found == b"flushed", "{delay_ms}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_writer_under_which_an_older_bucket_was_put_back_stops_and_keeps_its_log() {
+    let memory = Memory::new();
+    make_with(&memory, SIZE, 512).await;
+    let copy = memory.snapshot();
+    let mut host = Host::new(&memory, 1);
+    let (volume, _) = host.open(Agreed::default()).await.unwrap();
+    write(&volume, b"published").await;
+    volume.sync().await.unwrap();
+    memory.restore(copy.clone());
+    write(&volume, b"afterwards").await;
+    let stopped = volume.sync().await.unwrap_err();
+    assert!(matches!(stopped, VolumeError::ClaimGone { .. }), "{stopped}");
+    assert!(volume.write(0, Bytes::from_static(b"x"), false).await.is_err());
+    assert!(is_behind(&volume));
+    drop(volume);
+    // Put back once more, as it should be: this host has seen more than that, and its log has what nobody else has.
+    memory.restore(copy);
+    let refused = host.open(Agreed::default()).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::RolledBack { .. }), "{refused}");
+    let rollback = Agreed { rollback: true, ..Agreed::default() };
+    match host.open(rollback).await {
+        Ok((volume, _)) => assert_eq!(volume.read(0, 10).await.unwrap().concat(), b"afterwards"),
+        Err(error) => assert!(matches!(error, VolumeError::Diverged { records: 1.., .. }), "{error}"),
+    }
+}
+
+/// It cannot know: what it published meanwhile is missing, and nothing of that is served as something else.
+#[tokio::test(start_paused = true)]
+async fn a_writer_whose_claim_is_in_the_older_bucket_goes_on_and_recover_goes_back_behind_it() {
+    let memory = Memory::new();
+    make_with(&memory, SIZE, 512).await;
+    let mut host = Host::new(&memory, 1);
+    let (volume, _) = host.open(Agreed::default()).await.unwrap();
+    write(&volume, &[1; 512]).await;
+    volume.sync().await.unwrap();
+    let copy = memory.snapshot();
+    volume.write(4096, Bytes::from(vec![2; 512]), false).await.unwrap();
+    volume.sync().await.unwrap();
+    memory.restore(copy);
+    volume.write(8192, Bytes::from(vec![3; 512]), false).await.unwrap();
+    volume.sync().await.unwrap();
+    drop(volume);
+    let mut other = Host::new(&memory, 2);
+    match other.open(WHATEVER).await {
+        Err(error) => assert!(error.is_of_line(), "{error}"),
+        Ok((volume, _)) => assert!(volume.read(4096, 512).await.is_err(), "it is nowhere"),
+    }
+    let looking = env(Arc::clone(&other.store), &Disks::new(), 9, "looking");
+    let whole = find_whole(&unlock(&looking).await).await.unwrap().base.expect("one is whole");
+    let repair = Repair { base: Some(whole), ..Repair::default() };
+    let bucket = unlock(&looking).await;
+    let (volume, _) = open_repaired(looking, bucket, small_settings(), WHATEVER, &repair).await.unwrap();
+    assert_eq!(volume.read(0, 512).await.unwrap().concat(), [1; 512]);
+    assert_eq!(volume.read(4096, 512).await.unwrap().concat(), [0; 512], "as it was then");
 }

@@ -327,6 +327,8 @@ fn bounds_are_those_of_the_document() {
         ("bytes of an object's footer", object::FOOTER_BYTES as u64),
         ("bytes of a tag", object::TAG_BYTES as u64),
         ("number that stands for the index", index::INDEX_NUMBER.into()),
+        ("bytes of a manifest", envelope::MANIFEST_BYTES_MAX),
+        ("bytes of a header, slot or claim", envelope::SMALL_BYTES_MAX),
         ("bytes of plaintext in a frame", index::FRAME_PLAIN_BYTES_MAX.into()),
         ("keys of a leaf, children of a page", page::FANOUT),
         ("highest level of a page", page::LEVEL_MAX.into()),

@@ -66,9 +66,9 @@ FAULTS = [
         "the check after a publish overlooks the generation right above",
         [(
             "src/volume/claims.rs",
-            "    match bucket.list_claims(Some(tenure.generation)).await?.last() {",
-            """    let after = if ON { tenure.generation.next() } else { tenure.generation };
-    match bucket.list_claims(Some(after)).await?.last() {""",
+            "    if let Some(higher) = claims.last().filter(|claim| claim.0 > ours) {",
+            """    let overlooked = if ON { ours.next() } else { ours };
+    if let Some(higher) = claims.last().filter(|claim| claim.0 > overlooked) {""",
         )],
         [SIM],
     ),
@@ -246,7 +246,7 @@ FAULTS = [
             Err(_) => {
                 disk.forget(&key);""",
         )],
-        [("engine", "what_rots_in_the_cache_is_fetched_again")],
+        [("engine", "what_the_cache_has_under_a_right_checksum_and_does_not_open_is_fetched_again")],
     ),
     Fault(
         "torn-below-durable",

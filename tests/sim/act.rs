@@ -57,6 +57,7 @@ pub enum Act {
     FailSyncs,
     CacheDies,
     CopyState,
+    SecondProcess,
     LoseState,
     PutStateBack,
 }
@@ -65,8 +66,12 @@ impl Machine {
     /// What to do next. `others` are up.
     pub fn draw(&mut self, others: bool) -> Act {
         match &self.process {
+            None if self.common.promises().torn => Act::Sleep(self.sleep_ms()),
             None => self.draw_down(others),
-            Some(_) => self.draw_up(),
+            Some(_) => match self.draw_up() {
+                Act::SecondProcess if self.common.promises().torn => Act::Sleep(self.sleep_ms()),
+                act => act,
+            },
         }
     }
 
@@ -100,7 +105,8 @@ impl Machine {
         let range = clip(self.prng.below(size_bytes), 1 + self.prng.below(length_max), size_bytes);
         let (offset, length) = (range.start, range.end - range.start);
         match self.prng.below(1000) {
-            0..330 => Act::Write { offset, length, flush: self.prng.below(8) == 0 },
+            0..15 => Act::SecondProcess,
+            15..330 => Act::Write { offset, length, flush: self.prng.below(8) == 0 },
             330..350 => Act::Resize { size_bytes: self.size_bytes() },
             350..400 => Act::Zero {
                 offset,
@@ -159,6 +165,7 @@ impl Machine {
                 Act::Open(agreed, death) => self.open(agreed, death).await,
                 Act::Sleep(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
                 Act::Die => self.die(),
+                Act::SecondProcess => self.second_process().await,
                 Act::LoseState => {
                     self.note("the state directory is lost");
                     self.common.promises().count("state lost");

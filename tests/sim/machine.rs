@@ -1,10 +1,14 @@
 //! A host: its disks, which outlive processes and deaths, and the process that has the volume open.
 
-use std::sync::{Arc, MutexGuard};
+use std::{
+    io,
+    sync::{Arc, MutexGuard},
+};
 
 use s3bd::{
     format::{
         envelope::Content,
+        ids::VolumeId,
         local::{LOG, LogIdentity},
     },
     nbd::Device,
@@ -12,9 +16,10 @@ use s3bd::{
     volume::{
         Volume,
         bucket::Bucket,
+        env::{Local, LocalRoot},
         error::{Kind, VolumeError},
         local,
-        open::{Agreed, OpenReport},
+        open::{Agreed, OpenReport, open_read_only},
         settings::Settings,
     },
 };
@@ -44,6 +49,20 @@ pub enum Kept {
     Nothing,
     Flushed,
     Acknowledged,
+}
+
+/// The folders of a host, while another process has them.
+#[derive(Debug)]
+struct Held;
+
+impl LocalRoot for Held {
+    fn open(&self, _: VolumeId) -> io::Result<Option<Local>> {
+        Ok(None)
+    }
+
+    fn describe(&self, _: VolumeId) -> String {
+        "simulated".to_owned()
+    }
 }
 
 /// What all hosts have in common.
@@ -175,7 +194,8 @@ impl Machine {
         let goes_on =
             found == self.seen || (found > self.seen && found.1 > self.seen.1) || self.seen == (0, 0);
         assert!(agreed.rollback || goes_on, "opened {found:?}, and has seen {:?}", self.seen);
-        let key = self.tenure();
+        let mut tenures = self.tenures();
+        let key = tenures.pop().expect("it was just written");
         let size_bytes = volume.info().size_bytes as u32;
         let image = tokio::select! {
             biased;
@@ -205,12 +225,13 @@ impl Machine {
         });
         let mut from = origin.key;
         let mut at = promises.find(from, &image, durable, if own { kept } else { 0 });
-        // Over an older bucket the log may go on through all tenures that this host had since.
-        if let (Err(_), Some(last), true) = (&at, self.last, promises.rolled_back)
-            && origin.hosts[0] == name(self.number)
-        {
-            from = last;
-            at = promises.find(from, &image, durable, 0);
+        // Over an older bucket the log may go on through all tenures under which it was written since.
+        if at.is_err() && promises.rolled_back {
+            let later = tenures.iter().rev().filter(|tenure| promises.tenures.contains_key(tenure));
+            let found = later.map(|tenure| (*tenure, promises.find(*tenure, &image, durable, 0)));
+            if let Some((tenure, found)) = found.into_iter().find(|(_, found)| found.is_ok()) {
+                (from, at) = (tenure, found);
+            }
         }
         let at = at.unwrap_or_else(|wrong| panic!("{} opened: {wrong}", name(self.number)));
         if let Some(last) = self.last
@@ -245,15 +266,55 @@ impl Machine {
         self.note_published();
     }
 
-    /// Generation and nonce of the tenure that was noted last.
-    fn tenure(&self) -> Key {
+    /// Generations and nonces of the tenures under which the log was written, the last of which was just noted.
+    fn tenures(&self) -> Vec<Key> {
         let keys = &self.common.direct.keys;
         // A disk may die right after.
         let disk = self.disks.state.snapshot();
         let identity: Option<LogIdentity> =
             local::load(&disk, keys, Content::LogIdentity, LOG).expect("it was just written");
-        let (generation, nonce) = *identity.expect("it was just written").tenures.last().expect("one");
-        (generation.0, nonce)
+        let tenures = identity.expect("it was just written").tenures;
+        tenures.into_iter().map(|(generation, nonce)| (generation.0, nonce)).collect()
+    }
+
+    /// Another process on this host finds the folder locked: it changes nothing, and may read.
+    pub async fn second_process(&mut self) {
+        self.opened = self.opened.wrapping_add(1);
+        let seed = self.opened;
+        let plan = SeededPlan { seed, ..self.common.faults };
+        let faulty = Faulty::with_plan(self.common.watched.clone(), plan);
+        let mut env = env(retrying(faulty.clone(), seed), &self.disks, seed, &name(self.number));
+        env.local = Arc::new(Held);
+        let settings = self.common.settings.clone();
+        let whatever = Agreed { takeover: true, rollback: true, discard: true };
+        match open_with(env.clone(), settings.clone(), whatever).await {
+            Err(VolumeError::Locked { .. }) => self.count("locked"),
+            Err(VolumeError::Store(error)) => assert!(self.common.faults.denied > 0, "{error}"),
+            Err(error) => panic!("not for the lock: {error}"),
+            Ok(_) => panic!("two processes of one host have the volume open"),
+        }
+        assert_eq!(faulty.counts().changes(), 0, "a process without the lock changed the bucket");
+        let durable = self.common.promises().durable();
+        let bucket = Bucket { store: Arc::clone(&env.store), ..self.common.direct.clone() };
+        let volume = match open_read_only(env, bucket, settings).await {
+            Ok(volume) => volume,
+            Err(VolumeError::Store(_)) if self.common.faults.denied > 0 => return,
+            // Others publish many times between two of its requests.
+            Err(error) => return self.note(format!("a reader did not open: {error}")),
+        };
+        let Ok(parts) = volume.read(0, self.common.size_bytes as u32).await else {
+            panic!("a reader that opened reads");
+        };
+        let progress = *volume.core().progress.borrow();
+        let manifest = self.common.direct.load_manifest(progress.generation, progress.epoch).await;
+        let Ok(Some(manifest)) = manifest else { return };
+        let origin = origin(&self.common.direct, &self.common.watched.promises, &manifest.manifest).await;
+        // What it goes back to may be removed by now.
+        let Ok(origin) = origin else { return };
+        let mut promises = self.common.promises();
+        let found = promises.find(origin.key, &parts.concat(), durable, 0);
+        found.unwrap_or_else(|wrong| panic!("a reader on {}: {wrong}", name(self.number)));
+        promises.count("read beside a writer");
     }
 
     /// Not opened: was there a reason?
@@ -302,6 +363,9 @@ impl Machine {
         match error {
             VolumeError::Fenced { .. } => self.count("fenced"),
             VolumeError::Closed => {}
+            // What a read needs may be gone with it.
+            _ if self.common.promises().torn => {}
+            VolumeError::ClaimGone { .. } => panic!("{what} on {}: {error}", name(self.number)),
             error => assert!(self.has_disk_trouble(), "{what} on {}: {error}", name(self.number)),
         }
     }

@@ -18,7 +18,7 @@ use wal::Lsn;
 pub type Key = (u64, u64);
 
 /// What has to happen in a run of many histories, or the simulation does not test what it says.
-pub const EVENTS: [&str; 18] = [
+pub const EVENTS: [&str; 22] = [
     "opened",
     "took over",
     "replayed",
@@ -35,6 +35,10 @@ pub const EVENTS: [&str; 18] = [
     "sync failed",
     "state put back",
     "state lost",
+    "state copied",
+    "put back under writers",
+    "locked",
+    "read beside a writer",
     "paused",
     "bucket checked",
 ];
@@ -85,6 +89,8 @@ pub struct Promises {
     pub moments: Vec<Moment>,
     /// An older copy of the bucket was put back.
     pub rolled_back: bool,
+    /// It was put back under running writers, just now: nothing counts as published until it is done as it should be.
+    pub torn: bool,
     /// What was sealed with each salt.
     pub salts: BTreeMap<Bytes, Bytes>,
     pub events: BTreeMap<&'static str, u64>,
@@ -103,6 +109,7 @@ impl Promises {
             points: 0,
             moments: Vec::new(),
             rolled_back: false,
+            torn: false,
             salts: BTreeMap::new(),
             events: BTreeMap::new(),
             trace,
@@ -164,6 +171,9 @@ impl Promises {
 
     /// Everything up to `at` is in the bucket for good: somebody was told so.
     pub fn publish(&mut self, key: Key, at: usize) {
+        if self.torn {
+            return;
+        }
         let ids: Vec<u64> = self.tenures[&key].line[..=at].iter().map(|point| point.id).collect();
         let common = ids.len().min(self.durable.len());
         assert_eq!(
@@ -251,6 +261,9 @@ impl Promises {
     /// The bucket changed.
     pub fn changed(&mut self, change: String, contents: Contents) {
         self.note(format!("bucket: {change}"));
+        if self.torn {
+            return;
+        }
         self.moments.push(Moment { contents, change, durable: self.durable.len() });
     }
 

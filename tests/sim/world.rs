@@ -6,6 +6,7 @@ use std::{
 };
 
 use s3bd::{
+    format::{ids::Generation, names},
     fsck::{self, Level, Options, Sample, Severity},
     nbd::Device,
     store::{faulty::SeededPlan, memory::Memory},
@@ -82,6 +83,11 @@ impl World {
     /// All hosts act at once.
     async fn round(&mut self) {
         self.trouble().await;
+        self.act_all().await;
+        self.check_bucket().await;
+    }
+
+    async fn act_all(&mut self) {
         let up: Vec<bool> = self.hosts.iter().map(|host| host.process.is_some()).collect();
         let acting = self.hosts.iter_mut().enumerate().map(|(number, host)| {
             let others = up.iter().enumerate().any(|(other, up)| *up && other != number);
@@ -89,7 +95,6 @@ impl World {
             host.act(act)
         });
         futures::future::join_all(acting).await;
-        self.check_bucket().await;
     }
 
     /// What happens to the bucket.
@@ -118,12 +123,69 @@ impl World {
                 self.copies.push(copy);
             }
             12..15 if !self.copies.is_empty() => self.put_bucket_back().await,
+            15..18 if !self.copies.is_empty() => self.put_bucket_back_under_writers().await,
+            18..24 => self.copy_state_to_another_host(),
             _ => {}
         }
     }
 
-    /// Everybody is down, and nothing is under way: then somebody restores the bucket from a backup.
+    /// A host goes on with a copy of the disks of another one, which has them still.
+    fn copy_state_to_another_host(&mut self) {
+        let count = self.hosts.len() as u64;
+        let (from, to) = (self.prng.below(count) as usize, self.prng.below(count) as usize);
+        if from == to || self.hosts[to].process.is_some() {
+            return;
+        }
+        // At one moment, as of a disk: what was not synced may be missing.
+        let disks = self.hosts[from].disks.crash(self.prng.next_u64());
+        self.hosts[to].note(format!("gets a copy of the state directory of host {from}"));
+        self.common.promises().count("state copied");
+        self.hosts[to].replace_disks(disks);
+    }
+
+    /// Somebody restores the bucket while hosts write to it. Whose claim is not in the copy stops at its next publish; what
+    /// was put meanwhile is nobody's, so then it is done again as it should be.
+    async fn put_bucket_back_under_writers(&mut self) {
+        let running: Vec<_> = self.hosts.iter().filter_map(|host| host.process.as_ref()).collect();
+        let claims: Vec<_> =
+            running.iter().map(|process| names::claim(Generation(process.key.0), process.key.1)).collect();
+        let lacks_claims = |copy: &&Copy| {
+            claims.iter().all(|claim| copy.contents.get(claim).is_none()) && !claims.is_empty()
+        };
+        let Some(copy) = self.copies.iter().rev().find(lacks_claims).cloned() else { return };
+        self.check_bucket().await;
+        {
+            let mut promises = self.common.promises();
+            promises.note("an older copy of the bucket is put back under running writers");
+            promises.count("put back under writers");
+            promises.torn = true;
+        }
+        self.common.watched.memory.restore(copy.contents.clone());
+        let epoch = |host: &Machine| {
+            host.process.as_ref().map(|process| process.volume.core().progress.borrow().epoch.0)
+        };
+        let before: Vec<_> = self.hosts.iter().map(epoch).collect();
+        for _ in 0..1 + self.prng.below(3) {
+            self.act_all().await;
+        }
+        for (host, before) in self.hosts.iter().zip(before) {
+            // One may have been checked already when it happened.
+            let published = epoch(host).zip(before).map_or(0, |(now, before)| now - before);
+            assert!(published <= 1, "host {} went on publishing: {published} epochs", host.number);
+        }
+        self.restore(copy).await;
+        self.common.promises().torn = false;
+    }
+
+    /// Somebody restores the bucket from a backup, as it should be done.
     async fn put_bucket_back(&mut self) {
+        let count = self.copies.len() as u64;
+        let copy = self.copies[self.prng.below(count) as usize].clone();
+        self.restore(copy).await;
+    }
+
+    /// Everybody is down, and nothing is under way: then the bucket is put back.
+    async fn restore(&mut self, copy: Copy) {
         for host in &mut self.hosts {
             if host.process.is_some() {
                 host.die();
@@ -131,8 +193,6 @@ impl World {
         }
         tokio::time::sleep(LATE).await;
         self.check_bucket().await;
-        let count = self.copies.len() as u64;
-        let copy = self.copies[self.prng.below(count) as usize].clone();
         let mut promises = self.common.promises();
         promises.note("an older copy of the bucket is put back");
         promises.put_back(&copy);

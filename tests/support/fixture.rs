@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::{
     garage::{self, Garage},
-    s3_server::{self, Conditional, S3Server},
+    s3_server::{self, Conditional, HttpFault, Reply, S3Server},
 };
 
 /// Which store.
@@ -90,6 +90,32 @@ impl Fixture {
             Server::Directory(_) => panic!("a directory is never away"),
             Server::OurS3(server) => server.set_away(away),
             Server::Garage(server) => server.set_paused(away),
+        }
+    }
+
+    /// From here on, it refuses calls of this HTTP method for good, as a policy does.
+    pub fn refuse(&self, method: &'static str) {
+        match &self.server {
+            Server::OurS3(server) => server.set_plan(move |call| match call.method == method {
+                true => HttpFault::Before(Reply::new(403, "AccessDenied")),
+                false => HttpFault::None,
+            }),
+            Server::Directory(_) | Server::Garage(_) => panic!("it has no policies"),
+        }
+    }
+
+    /// It refuses nothing any more.
+    pub fn refuse_nothing(&self) {
+        if let Server::OurS3(server) = &self.server {
+            server.set_plan(|_| HttpFault::None);
+        }
+    }
+
+    /// Requests of an HTTP method so far.
+    pub fn count(&self, method: &str) -> u64 {
+        match &self.server {
+            Server::OurS3(server) => server.count(method),
+            Server::Directory(_) | Server::Garage(_) => panic!("it does not count"),
         }
     }
 

@@ -134,9 +134,40 @@ impl Host {
         }
     }
 
+    /// Begins to serve a volume, where the store keeps it from coming to that.
+    pub fn begin_to_open(&self, location: &str) -> Opening {
+        Opening { running: self.start("open", &[location, "--port", "0"]) }
+    }
+
     /// Tries to serve a volume where it must fail.
     pub fn fail_to_open(&self, location: &str, arguments: &[&str]) -> Ended {
         self.run("open", &[&[location, "--port", "0"], arguments].concat())
+    }
+}
+
+/// A volume that is being opened. Dropped, the program is killed.
+pub struct Opening {
+    running: Running,
+}
+
+impl Opening {
+    /// Waits for something else that happens meanwhile.
+    pub fn until(&self, is_so: impl Fn() -> bool) {
+        let since = Instant::now();
+        while !is_so() {
+            assert!(since.elapsed() < HANG, "{}: nothing happens", self.running.what);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Sends a signal, by name.
+    pub fn signal(&self, signal: &str) {
+        super::run::signal(self.running.child.id(), signal);
+    }
+
+    /// Waits for its end.
+    pub fn end(self) -> Ended {
+        self.running.end()
     }
 }
 
