@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{ErrorKind, Got, Listed, Put, PutMode, Range, Store, StoreError};
+use super::{ErrorKind, Folder, Got, Listed, Put, PutMode, Range, Store, StoreError};
 
 /// A [`Store`] of the keys below a prefix. Errors name full keys.
 #[derive(Clone, Debug)]
@@ -59,6 +59,16 @@ impl<S: Store> Store for Prefixed<S> {
         let strip =
             |line: Listed| Some(Listed { key: line.key.strip_prefix(&self.prefix)?.to_owned(), ..line });
         Ok(listed.into_iter().filter_map(strip).collect())
+    }
+
+    async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
+        let folder = self.inner.list_folder(&self.full(prefix)).await?;
+        let strip = |key: String| key.strip_prefix(&self.prefix).map(str::to_owned);
+        let line = |line: Listed| Some(Listed { key: strip(line.key)?, ..line });
+        Ok(Folder {
+            objects: folder.objects.into_iter().filter_map(line).collect(),
+            folders: folder.folders.into_iter().filter_map(strip).collect(),
+        })
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

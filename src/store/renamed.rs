@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Got, Listed, Put, PutMode, Range, Store, StoreError};
+use super::{Folder, Got, Listed, Put, PutMode, Range, Store, StoreError};
 
 /// A [`Store`] in which one key stands for another. Listings show the names as they are.
 #[derive(Clone, Debug)]
@@ -45,6 +45,10 @@ impl<S: Store> Store for Renamed<S> {
         limit: Option<usize>,
     ) -> Result<Vec<Listed>, StoreError> {
         self.inner.list(prefix, start_after, limit).await
+    }
+
+    async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
+        self.inner.list_folder(prefix).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {
