@@ -9,6 +9,7 @@ mod fsck;
 mod info;
 mod init;
 mod key;
+mod list;
 mod new_secret;
 mod open;
 mod progress;
@@ -57,6 +58,8 @@ enum Command {
     Fsck(fsck::Fsck),
     /// Say what a volume is, from its bucket alone.
     Info(info::Info),
+    /// List the volumes of a bucket.
+    List(list::List),
     /// List, add, remove and change the secrets that open a volume.
     #[command(subcommand)]
     Key(key::Key),
@@ -92,6 +95,7 @@ pub fn main() -> ExitCode {
             Command::Recover(command) => command.run().await,
             Command::Fsck(command) => return command.run().await,
             Command::Info(command) => command.run().await,
+            Command::List(command) => command.run().await,
             Command::Key(command) => command.run().await,
             Command::Status(command) => command.run().await,
             Command::Sync(command) => command.run().await,

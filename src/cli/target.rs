@@ -25,12 +25,9 @@ use crate::{
 /// How long a command waits for the first answer of a store. Later, a store that is away is waited for without end.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
 
-/// Where the volume is.
+/// How a store is reached.
 #[derive(Clone, Debug, Args)]
-pub(super) struct Target {
-    /// BUCKET/VOLUME, or file:DIR/VOLUME.
-    #[arg(value_name = "VOLUME")]
-    location: Location,
+pub(super) struct StoreArgs {
     /// Address of the S3 server, if not Amazon's; also AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL.
     #[arg(long, value_name = "URL", help_heading = "Store")]
     endpoint: Option<String>,
@@ -40,6 +37,16 @@ pub(super) struct Target {
     /// Profile in the AWS configuration files; also AWS_PROFILE.
     #[arg(long, help_heading = "Store")]
     profile: Option<String>,
+}
+
+/// Where the volume is.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Target {
+    /// BUCKET/VOLUME, or file:DIR/VOLUME.
+    #[arg(value_name = "VOLUME")]
+    location: Location,
+    #[command(flatten)]
+    store: StoreArgs,
     /// Where logs and caches of volumes are kept [default: $XDG_STATE_HOME/s3bd, or ~/.local/state/s3bd].
     #[arg(long, value_name = "DIR", env = "S3BD_STATE_DIR", help_heading = "Store")]
     state_dir: Option<PathBuf>,
@@ -49,6 +56,22 @@ pub(super) struct Target {
 pub(super) struct Outside {
     pub(super) env: Env,
     pub(super) opened: Opened,
+}
+
+impl StoreArgs {
+    /// How to open a store.
+    pub(super) fn options(&self) -> OpenOptions {
+        OpenOptions {
+            s3: S3Options {
+                endpoint: self.endpoint.clone(),
+                region: self.region.clone(),
+                profile: self.profile.clone(),
+                ..S3Options::default()
+            },
+            retry: RetryOptions { first_answer_deadline: Some(FIRST_ANSWER), ..RetryOptions::default() },
+            random: os_random(),
+        }
+    }
 }
 
 impl Target {
@@ -126,17 +149,7 @@ impl Target {
     /// Opens the store and puts the environment together. Makes no request.
     pub(super) async fn outside(&self) -> anyhow::Result<Outside> {
         self.refuse_snapshot()?;
-        let options = OpenOptions {
-            s3: S3Options {
-                endpoint: self.endpoint.clone(),
-                region: self.region.clone(),
-                profile: self.profile.clone(),
-                ..S3Options::default()
-            },
-            retry: RetryOptions { first_answer_deadline: Some(FIRST_ANSWER), ..RetryOptions::default() },
-            random: os_random(),
-        };
-        let opened: Result<Opened, StoreError> = open_store(&self.location, &options).await;
+        let opened: Result<Opened, StoreError> = open_store(&self.location, &self.store.options()).await;
         let opened = opened.with_context(|| self.name())?;
         let env = Env {
             store: opened.store(),

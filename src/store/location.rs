@@ -16,6 +16,42 @@ pub enum Backend {
     Directory(PathBuf),
 }
 
+impl FromStr for Backend {
+    type Err = LocationError;
+
+    fn from_str(text: &str) -> Result<Backend, LocationError> {
+        let no_bucket = || LocationError::NoBucket { text: text.to_owned() };
+        if let Some(path) = text.strip_prefix("file:") {
+            let trimmed = path.trim_end_matches('/');
+            return match (path.is_empty(), trimmed.is_empty()) {
+                (true, _) => Err(no_bucket()),
+                (_, true) => Ok(Backend::Directory("/".into())),
+                _ => Ok(Backend::Directory(PathBuf::from(trimmed))),
+            };
+        }
+        let path = match text.split_once("://") {
+            Some(("s3", path)) => path,
+            Some((scheme, _)) => return Err(LocationError::UnknownScheme { scheme: scheme.to_owned() }),
+            None => text,
+        };
+        let bucket = path.trim_end_matches('/');
+        if bucket.is_empty() || bucket.contains('/') {
+            return Err(no_bucket());
+        }
+        check_bucket(bucket)?;
+        Ok(Backend::Bucket(bucket.to_owned()))
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Backend::Bucket(bucket) => f.write_str(bucket),
+            Backend::Directory(directory) => write!(f, "file:{}", directory.display()),
+        }
+    }
+}
+
 /// A volume, or a snapshot of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
@@ -33,6 +69,12 @@ pub enum LocationError {
     /// Not one of the forms.
     #[error("{text:?} names no volume: write BUCKET/VOLUME, s3://BUCKET/VOLUME or file:DIR/VOLUME")]
     NoVolume {
+        /// What was given.
+        text: String,
+    },
+    /// Not a bucket or a directory alone.
+    #[error("{text:?} names no bucket: write BUCKET, s3://BUCKET or file:DIR")]
+    NoBucket {
         /// What was given.
         text: String,
     },
@@ -256,6 +298,29 @@ mod tests {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(words), "{text:?}: {error}");
             assert!(!error.contains('\n'), "{text:?}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn a_bucket_or_a_directory_stands_alone() {
+        for (text, printed) in [
+            ("disks", "disks"),
+            ("s3://disks/", "disks"),
+            ("file:/srv/disks/", "file:/srv/disks"),
+            ("file:disks", "file:disks"),
+            ("file:/", "file:/"),
+        ] {
+            assert_eq!(text.parse::<Backend>().unwrap().to_string(), printed, "{text}");
+        }
+        for (text, words) in [
+            ("", "names no bucket"),
+            ("disks/web", "names no bucket"),
+            ("file:", "names no bucket"),
+            ("http://host", "--endpoint"),
+            ("Disks", "lower-case"),
+        ] {
+            let error = text.parse::<Backend>().unwrap_err().to_string();
+            assert!(error.contains(words), "{text:?}: {error}");
         }
     }
 

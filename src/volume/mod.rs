@@ -29,6 +29,7 @@ pub mod host;
 pub mod info;
 pub mod init;
 pub mod layer;
+pub mod list;
 pub mod local;
 pub mod log;
 pub mod mend;
