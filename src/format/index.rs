@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     FormatError, codec,
     ids::{Codec, Epoch, FrameRef, Generation, LogPosition, ObjectRef, Sequence},
+    manifest::Roots,
     object::TAG_BYTES,
 };
 
@@ -41,6 +42,17 @@ pub struct Index {
     pub holes: Vec<Run>,
     /// Runs whose content is lost: reading them is an error until they are overwritten.
     pub lost: Vec<Run>,
+    /// In the last object of a checkpoint: the maps that it brought.
+    pub maps: Option<Maps>,
+}
+
+/// The maps as of a checkpoint, so that they are found where no manifest is left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Maps {
+    /// Their roots.
+    pub roots: Roots,
+    /// Blocks with data in them.
+    pub mapped_blocks: u64,
 }
 
 /// A run of blocks.
@@ -129,6 +141,9 @@ impl Index {
     }
 
     fn check(&self, offset: u64, block_bytes: u32) -> Result<(), &'static str> {
+        if self.maps.as_ref().is_some_and(|maps| !maps.roots.are_bounded()) {
+            return Err("root of a map");
+        }
         if self.parts > 0 && self.part >= self.parts {
             return Err("part of a cut");
         }

@@ -1,6 +1,6 @@
 //! A manifest: the object that publishes an epoch. `manifests/<generation>-<epoch>`; the body is sealed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +63,8 @@ pub struct Manifest {
     pub roots: Roots,
     /// Objects since the last checkpoint, in order of epoch: what they hold is on top of the roots.
     pub objects: Vec<ListedObject>,
+    /// Of a clone, until its first checkpoint: what its origin's objects hold on top of the roots, below `objects`.
+    pub inherited: Vec<Inherited>,
     /// Changes of the snapshot table since the last checkpoint, in order.
     pub snapshots: Vec<SnapshotChange>,
     /// Next number for a snapshot.
@@ -84,6 +86,15 @@ pub struct Roots {
     pub objects: Option<Root>,
     /// Snapshot table.
     pub snapshots: Option<Root>,
+}
+
+impl Roots {
+    /// Whether levels and lengths are such as a writer makes them.
+    #[must_use]
+    pub fn are_bounded(&self) -> bool {
+        let is_bounded = |root: &Root| root.level <= LEVEL_MAX && root.frame.is_bounded();
+        [self.blocks, self.objects, self.snapshots].iter().flatten().all(is_bounded)
+    }
 }
 
 /// The root page of a map.
@@ -138,6 +149,15 @@ impl ListedObject {
     }
 }
 
+/// An object of another volume that a clone's first manifests list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inherited {
+    /// Whose.
+    pub owner: VolumeId,
+    /// As its owner's manifest listed it.
+    pub object: ListedObject,
+}
+
 /// A change of the snapshot table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SnapshotChange {
@@ -147,6 +167,44 @@ pub enum SnapshotChange {
     Deleted(u64),
     /// The snapshot with this number has another name.
     Renamed(u64, String),
+    /// A clone depends on the snapshot with this number.
+    Cloned(u64, CloneRef),
+    /// This clone does not depend on the snapshot with this number any more.
+    Released(u64, VolumeId),
+}
+
+impl SnapshotChange {
+    /// The number of the snapshot that changes.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        match self {
+            Self::Taken(snapshot) => snapshot.id,
+            Self::Deleted(id) | Self::Renamed(id, _) | Self::Cloned(id, _) | Self::Released(id, _) => *id,
+        }
+    }
+
+    /// Brings snapshots by number up to date.
+    pub fn apply(&self, snapshots: &mut BTreeMap<u64, Snapshot>) {
+        match self {
+            Self::Taken(snapshot) => {
+                snapshots.insert(snapshot.id, snapshot.clone());
+            }
+            Self::Deleted(id) => {
+                snapshots.remove(id);
+            }
+            Self::Renamed(id, name) => {
+                snapshots.entry(*id).and_modify(|snapshot| snapshot.name.clone_from(name));
+            }
+            Self::Cloned(id, clone) => {
+                snapshots.entry(*id).and_modify(|snapshot| snapshot.clones.push(clone.clone()));
+            }
+            Self::Released(id, volume) => {
+                let release =
+                    |snapshot: &mut Snapshot| snapshot.clones.retain(|clone| clone.volume != *volume);
+                snapshots.entry(*id).and_modify(release);
+            }
+        }
+    }
 }
 
 /// A name pinned to an epoch.
@@ -160,10 +218,23 @@ pub struct Snapshot {
     pub generation: Generation,
     /// Epoch of the manifest it pins.
     pub epoch: Epoch,
+    /// Epoch of that manifest's roots: what died later than this, and was born up to `epoch`, is needed.
+    pub roots_epoch: Epoch,
     /// When it was taken, milliseconds since 1970.
     pub time_ms: u64,
     /// Size of the volume then, bytes.
     pub size_bytes: u64,
+    /// Clones that depend on it.
+    pub clones: Vec<CloneRef>,
+}
+
+/// A clone, as the volume that it came from knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneRef {
+    /// Its id.
+    pub volume: VolumeId,
+    /// Its name in the same bucket.
+    pub name: String,
 }
 
 /// Another volume whose objects this one reads.
@@ -204,13 +275,13 @@ impl Manifest {
         if manifest.roots.epoch > manifest.epoch || manifest.oldest_kept > manifest.epoch {
             return malformed("epochs");
         }
-        let roots = [manifest.roots.blocks, manifest.roots.objects, manifest.roots.snapshots];
-        if roots.iter().flatten().any(|root| root.level > LEVEL_MAX || !root.frame.is_bounded()) {
+        if !manifest.roots.are_bounded() {
             return malformed("root of a map");
         }
         let Some(mut previous) = manifest.roots.epoch.checked_next() else { return malformed("epochs") };
         let mut numbers = BTreeSet::new();
-        for object in &manifest.objects {
+        let inherited = manifest.inherited.iter().map(|inherited| &inherited.object);
+        for object in inherited.chain(&manifest.objects) {
             if object.sequence >= manifest.next_sequence || !numbers.insert(object.sequence) {
                 return malformed("object number");
             }

@@ -23,6 +23,7 @@ use crate::{
         bucket::Bucket,
         error::{Kind, VolumeError},
         info,
+        snapshots::SnapshotTable,
         walk::Walk,
     },
 };
@@ -230,24 +231,24 @@ impl Check<'_> {
         let direct = self.direct.clone();
         let root = head.manifest.roots.snapshots.as_ref();
         let mut walk = Walk::new(&direct, MapKind::Snapshots, root, self.loads_max(), |_, _| true);
-        let mut snapshots = Vec::new();
+        let mut snapshots = SnapshotTable::default();
         while let Some((at, page)) = walk.next().await {
             self.own_pages.push(at.frame);
             if let Some(page) = self.take_page(at, page)?
                 && let Page::Snapshots(entries) = &*page
             {
-                snapshots.extend_from_slice(entries);
+                snapshots.extend(entries);
             }
         }
-        info::apply_snapshots(&mut snapshots, &head.manifest.snapshots);
-        for snapshot in &snapshots {
+        head.manifest.snapshots.iter().for_each(|change| snapshots.apply(change));
+        for snapshot in snapshots.iter() {
             let pinned = (snapshot.generation, snapshot.epoch);
             if !head.knots.get(&pinned).is_some_and(Result::is_ok) {
                 let manifest = names::manifest(pinned.0, pinned.1);
                 self.add(Finding::SnapshotLost { snapshot: snapshot.name.clone(), manifest });
             }
         }
-        Ok(snapshots)
+        Ok(snapshots.iter().cloned().collect())
     }
 
     /// Names below the volume that s3bd does not use: in the gaps between its prefixes, and within those of small

@@ -1,6 +1,6 @@
 //! The object table: each entry by itself and against the bucket's listing, and all of them against what the maps name.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::collections::BTreeMap;
 
 use futures::stream::{StreamExt, TryStreamExt};
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     format::{
-        ids::{Epoch, FrameRef, Generation, ObjectRef, Sequence},
+        ids::{FrameRef, Generation, ObjectRef, Sequence},
         index::{MapKind, Run},
         manifest::{Manifest, Snapshot},
         names,
@@ -182,8 +182,7 @@ fn judge(
 /// Whether the newest epoch or a snapshot needs an object.
 fn is_needed(info: &ObjectInfo, snapshots: &[Snapshot]) -> bool {
     let Some(died) = info.died else { return true };
-    let alive: Range<Epoch> = info.born..died;
-    snapshots.iter().any(|snapshot| alive.contains(&snapshot.epoch))
+    snapshots.iter().any(|snapshot| info.born <= snapshot.epoch && snapshot.roots_epoch < died)
 }
 
 /// A pass over the table.

@@ -14,4 +14,5 @@ pub mod compare;
 pub mod delta;
 pub mod extents;
 pub mod objects;
+pub mod snapshots;
 pub mod tree;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::{
     delta::Delta,
     extents::ExtentMap,
-    tree::{Changes, PageAt, last_key},
+    tree::{Changes, PageAt, leads_to},
 };
 use crate::format::{
     ids::{Epoch, FrameRef, Sequence},
@@ -37,12 +37,6 @@ impl<'a> BlockChanges<'a> {
     pub fn with(self, size_blocks: u64, moved: &'a [PageAt]) -> Self {
         Self { size_blocks, moved, ..self }
     }
-}
-
-/// Whether the keys from `first` to `last` are those of one of the pages, or of one above it.
-fn leads_to(pages: &[PageAt], map: MapKind, first: u64, last: u64) -> bool {
-    let within = |at: &PageAt| first <= at.first_key && last_key(at.level, at.first_key) <= last;
-    pages.iter().any(|at| at.map == map && within(at))
 }
 
 fn run(first: u64, last: u64) -> Run {

@@ -93,6 +93,12 @@ pub fn last_key(level: u8, first_key: u64) -> u64 {
     first_key | (u64::MAX >> 64_u32.saturating_sub(span_bits(level)))
 }
 
+/// Whether the keys from `first` to `last` are those of one of the pages, or of one above it.
+pub(super) fn leads_to(pages: &[PageAt], map: MapKind, first: u64, last: u64) -> bool {
+    let within = |at: &PageAt| first <= at.first_key && last_key(at.level, at.first_key) <= last;
+    pages.iter().any(|at| at.map == map && within(at))
+}
+
 fn child_key(level: u8, first_key: u64, slot: u16) -> u64 {
     first_key | (u64::from(slot) << span_bits(level - 1))
 }

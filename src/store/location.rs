@@ -224,6 +224,15 @@ fn part_problem(index: usize, part: &str) -> Option<&'static str> {
 }
 
 fn check_snapshot(snapshot: &str) -> Result<(), LocationError> {
+    let bad = |problem| LocationError::BadSnapshot { snapshot: snapshot.to_owned(), problem };
+    check_snapshot_name(snapshot).map_err(bad)
+}
+
+/// Whether a snapshot may be called so.
+///
+/// # Errors
+/// What is wrong with the name.
+pub fn check_snapshot_name(snapshot: &str) -> Result<(), &'static str> {
     let problem = if snapshot.is_empty() {
         "is empty: write VOLUME@NAME, or leave the @ out"
     } else if snapshot.contains(['@', '/']) {
@@ -235,7 +244,7 @@ fn check_snapshot(snapshot: &str) -> Result<(), LocationError> {
     } else {
         return Ok(());
     };
-    Err(LocationError::BadSnapshot { snapshot: snapshot.to_owned(), problem })
+    Err(problem)
 }
 
 #[cfg(test)]

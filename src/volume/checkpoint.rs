@@ -26,7 +26,7 @@ use super::{
 use crate::{
     format::{
         ids::{FrameRef, ObjectRef, Sequence},
-        index::{FrameKind, MapKind},
+        index::{FrameKind, MapKind, Maps},
         manifest::Roots,
         names,
         page::{Extent, Page, Target},
@@ -34,6 +34,7 @@ use crate::{
     map::{
         delta::{Delta, NewObject},
         objects::{BlockChanges, ObjectChange, ObjectChanges},
+        snapshots::SnapshotChanges,
         tree::{self, PageAt, PageSink},
     },
     store::{Put, PutMode},
@@ -82,6 +83,13 @@ pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
         &mut pages,
     )
     .await?;
+    let snapshots = tree::rewrite::<_, _, _, VolumeError>(
+        &core.frames,
+        job.roots.snapshots,
+        &SnapshotChanges::new(&job.delta.snapshots, &job.moved),
+        &mut pages,
+    )
+    .await?;
     let moved = job.moved.clone();
     let mut changes = ObjectChanges { epoch: job.delta.epoch, moved, ..ObjectChanges::default() };
     let news = job.delta.objects.iter().map(|(sequence, info)| (*sequence, ObjectChange::New(*info)));
@@ -92,12 +100,13 @@ pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
     close_over(core, job, &mut changes).await?;
     let objects =
         tree::rewrite::<_, _, _, VolumeError>(&core.frames, job.roots.objects, &changes, &mut pages).await?;
+    let roots = Roots { epoch: job.delta.epoch, blocks, objects, snapshots };
     let added =
         job.delta.extents.iter().filter(|extent| extent.target != Target::Hole).map(|extent| extent.count);
     let mapped_blocks = (job.mapped_blocks + added.sum::<u64>()).saturating_sub(pages.unmapped_blocks);
     Ok(Checkpoint {
-        roots: Roots { epoch: job.delta.epoch, blocks, objects, snapshots: job.roots.snapshots },
-        objects: pages.finish().await?,
+        roots: roots.clone(),
+        objects: pages.finish(Maps { roots, mapped_blocks }).await?,
         mapped_blocks,
         moved: job.moved.clone(),
     })
@@ -156,7 +165,10 @@ impl<'a> PageWriter<'a> {
         Ok(())
     }
 
-    async fn finish(mut self) -> Result<Vec<NewObject>, VolumeError> {
+    async fn finish(mut self, maps: Maps) -> Result<Vec<NewObject>, VolumeError> {
+        if let Some(builder) = &mut self.builder {
+            builder.set_maps(maps);
+        }
         self.upload().await?;
         Ok(self.done)
     }

@@ -1,8 +1,11 @@
 //! The parts of an open volume that its tasks share.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, RwLock,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::sync::{Notify, Semaphore, watch};
@@ -10,8 +13,8 @@ use wal::Lsn;
 
 use super::{
     bucket::Bucket, earlier::Rebased, env::Env, error::VolumeError, frames::Frames, log::Log,
-    payload::PayloadMemory, readahead::Streams, settings::Settings, state::State, status::Noted,
-    waiters::Waiters,
+    payload::PayloadMemory, readahead::Streams, settings::Settings, snapshots::Pending, state::State,
+    status::Noted, waiters::Waiters,
 };
 use crate::{
     format::ids::{Epoch, Generation},
@@ -50,6 +53,7 @@ pub struct Core {
     streams: Mutex<Streams>,
     moving: Mutex<Vec<PageAt>>,
     rebased: Mutex<Option<Rebased>>,
+    pending: Mutex<VecDeque<Pending>>,
     failed: watch::Sender<bool>,
     state: RwLock<State>,
 }
@@ -97,6 +101,7 @@ impl Core {
             streams: Mutex::default(),
             moving: Mutex::default(),
             rebased: Mutex::default(),
+            pending: Mutex::default(),
             failed: watch::Sender::new(false),
             state: RwLock::new(state),
         }
@@ -165,6 +170,11 @@ impl Core {
         self.rebased.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Changes of the snapshot table whose cuts are not published, oldest first. Taken within the state's lock, or without it.
+    pub(super) fn pending(&self) -> MutexGuard<'_, VecDeque<Pending>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Nothing more is acknowledged, for this reason; the first one stays. Everybody who waits gets it.
     pub fn fail(&self, error: VolumeError) {
         if self.check().is_ok() {
@@ -181,6 +191,7 @@ impl Core {
         self.state_mut().fault.get_or_insert(error);
         self.failed.send_replace(true);
         self.published.end();
+        self.pending().clear();
         if let Some(log) = &self.log {
             log.end_waits();
         }

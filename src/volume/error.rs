@@ -65,6 +65,30 @@ pub enum VolumeError {
         /// Where the log is.
         folder: String,
     },
+    /// No snapshot of that name.
+    #[error("there is no snapshot {name:?} of this volume: s3bd snapshot list shows them")]
+    NoSnapshot {
+        /// What was asked for.
+        name: String,
+    },
+    /// The name is taken.
+    #[error("there is a snapshot {name:?} of this volume already")]
+    SnapshotExists {
+        /// Its name.
+        name: String,
+    },
+    /// Clones read what the snapshot holds.
+    #[error(
+        "snapshot {name:?} stays: {} on it: remove what depends on it first (s3bd remove), or make it independent \
+         (s3bd flatten)",
+        depends(clones)
+    )]
+    SnapshotInUse {
+        /// Its name.
+        name: String,
+        /// Names of the clones.
+        clones: Vec<String>,
+    },
     /// There is one already.
     #[error("there is a volume here already, made {created}; nothing was changed")]
     Exists {
@@ -319,6 +343,14 @@ pub enum VolumeError {
     Invalid(String),
 }
 
+/// Who depends, in words.
+fn depends(clones: &[String]) -> String {
+    match clones {
+        [one] => format!("the clone {one} depends"),
+        many => format!("the clones {} depend", many.join(", ")),
+    }
+}
+
 /// What is wrong with a frame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
@@ -370,6 +402,9 @@ impl VolumeError {
             Self::NoVolume
             | Self::Unfinished
             | Self::NothingFenced { .. }
+            | Self::NoSnapshot { .. }
+            | Self::SnapshotExists { .. }
+            | Self::SnapshotInUse { .. }
             | Self::Exists { .. }
             | Self::WrongSecret { .. }
             | Self::NoFittingSlot { .. }

@@ -6,6 +6,7 @@ use super::{
     bucket::Bucket,
     error::{Kind, VolumeError},
     open::load_delta,
+    snapshots::SnapshotTable,
     walk::{Direct, Walk},
 };
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
         header::Protection,
         ids::{Epoch, Generation},
         index::{MapKind, Run},
-        manifest::{Manifest, Snapshot, SnapshotChange},
+        manifest::{Manifest, Snapshot},
         names,
         page::{Page, Target},
     },
@@ -139,13 +140,13 @@ pub async fn info(bucket: &Bucket) -> Result<Info, VolumeError> {
         clean: open.is_none(),
         open,
         unpublished_bytes: manifest.unpublished_bytes,
-        snapshots: load_snapshots(&direct, manifest).await?.into_iter().map(tell).collect(),
+        snapshots: SnapshotTable::load(bucket, manifest).await?.iter().map(tell).collect(),
     })
 }
 
-fn tell(snapshot: Snapshot) -> SnapshotInfo {
-    let Snapshot { id, name, epoch, time_ms, size_bytes, .. } = snapshot;
-    SnapshotInfo { id, name, epoch, time_ms, size_bytes }
+fn tell(snapshot: &Snapshot) -> SnapshotInfo {
+    let Snapshot { id, epoch, time_ms, size_bytes, .. } = *snapshot;
+    SnapshotInfo { id, name: snapshot.name.clone(), epoch, time_ms, size_bytes }
 }
 
 /// Blocks with data: those of the checkpoint, less those that the list hides, and those that it brings.
@@ -194,33 +195,4 @@ pub async fn find_open(
         }
         Err(error) => Err(error),
     }
-}
-
-/// The snapshots as of a manifest, by number.
-async fn load_snapshots(direct: &Direct, manifest: &Manifest) -> Result<Vec<Snapshot>, VolumeError> {
-    let root = manifest.roots.snapshots.as_ref();
-    let mut walk = Walk::new(direct, MapKind::Snapshots, root, PAGE_LOADS_MAX, |_, _| true);
-    let mut snapshots = Vec::new();
-    while let Some((_, page)) = walk.next().await {
-        if let Page::Snapshots(entries) = &*page? {
-            snapshots.extend_from_slice(entries);
-        }
-    }
-    apply_snapshots(&mut snapshots, &manifest.snapshots);
-    Ok(snapshots)
-}
-
-/// Brings a list of snapshots, by number, up to date.
-pub fn apply_snapshots(snapshots: &mut Vec<Snapshot>, changes: &[SnapshotChange]) {
-    for change in changes {
-        match change {
-            SnapshotChange::Taken(snapshot) => snapshots.push(snapshot.clone()),
-            SnapshotChange::Deleted(id) => snapshots.retain(|snapshot| snapshot.id != *id),
-            SnapshotChange::Renamed(id, name) => {
-                let found = snapshots.iter_mut().find(|snapshot| snapshot.id == *id);
-                found.into_iter().for_each(|snapshot| snapshot.name.clone_from(name));
-            }
-        }
-    }
-    snapshots.sort_unstable_by_key(|snapshot| snapshot.id);
 }

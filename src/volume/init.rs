@@ -154,6 +154,7 @@ fn first_manifest(env: &Env, bucket: &Bucket, epoch: Epoch, size_bytes: u64) -> 
         unpublished_bytes: 0,
         roots: Roots { epoch: Epoch(0), blocks: None, objects: None, snapshots: None },
         objects: Vec::new(),
+        inherited: Vec::new(),
         snapshots: Vec::new(),
         next_snapshot: 1,
         owners: Vec::new(),

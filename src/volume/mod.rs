@@ -46,6 +46,7 @@ pub mod replay;
 pub mod rescue;
 pub mod settings;
 pub mod slots;
+pub mod snapshots;
 pub mod state;
 pub mod status;
 mod survey;

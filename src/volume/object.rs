@@ -9,7 +9,7 @@ use crate::{
     format::{
         FormatError,
         ids::{Codec, Epoch, FrameRef, Generation, LogPosition, ObjectRef},
-        index::{FrameKind, Index, IndexFrame, Run},
+        index::{FrameKind, Index, IndexFrame, Maps, Run},
         manifest::ListedObject,
         object::{self, Footer, HEADER_BYTES, TAG_BYTES},
     },
@@ -78,6 +78,7 @@ impl ObjectBuilder {
             frames: Vec::new(),
             holes: Vec::new(),
             lost: Vec::new(),
+            maps: None,
         };
         let bytes = object::encode_header(&object).to_vec();
         Self { object, cipher: key.cipher(), compression, bytes, index }
@@ -116,6 +117,11 @@ impl ObjectBuilder {
     /// Runs whose content is lost, ascending.
     pub fn set_lost(&mut self, lost: Vec<Run>) {
         self.index.lost = lost;
+    }
+
+    /// The maps that the checkpoint which this object ends has brought.
+    pub fn set_maps(&mut self, maps: Maps) {
+        self.index.maps = Some(maps);
     }
 
     fn seal(&mut self, number: u32, plain: &[u8]) -> FrameRef {

@@ -25,7 +25,11 @@ use std::{
 
 use bytes::Bytes;
 use futures::stream::{StreamExt, TryStreamExt};
-use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+    time::Instant,
+};
 use wal::Lsn;
 
 use super::{
@@ -42,6 +46,7 @@ use super::{
     pack::{self, ObjectPlan},
     read::At,
     record,
+    snapshots::{Pending, SnapshotTable, Taken},
     state::Frozen,
 };
 use crate::{
@@ -50,7 +55,7 @@ use crate::{
         ids::{Epoch, Generation, LogPosition, ObjectRef, Sequence},
         index::{FrameKind, Run},
         local::{SEEN, Seen},
-        manifest::{Manifest, Totals},
+        manifest::{Manifest, Snapshot, SnapshotChange, Totals},
         names,
     },
     map::delta::{Delta, NewObject},
@@ -69,6 +74,7 @@ struct Cut {
     epoch: Epoch,
     lsn: Lsn,
     size_bytes: u64,
+    /// Whether it has objects with data.
     layered: bool,
     objects: Task<Vec<NewObject>>,
 }
@@ -80,7 +86,8 @@ pub struct Publisher {
     tenure: Tenure,
     newest: Published,
     position: LogPosition,
-    cut_epoch: Epoch,
+    /// As of the newest manifest and what is to be published next.
+    snapshots: SnapshotTable,
     data_cut: Option<(Generation, Epoch)>,
     sequences: Arc<AtomicU64>,
     cuts: VecDeque<Cut>,
@@ -94,6 +101,13 @@ pub struct Publisher {
     log_full: bool,
     closing: watch::Receiver<bool>,
     state_disk: Arc<dyn wal::disk::Disk>,
+}
+
+/// What became of changes of the snapshot table.
+#[derive(Default)]
+struct Changed {
+    changes: Vec<SnapshotChange>,
+    answers: Vec<(oneshot::Sender<Result<Snapshot, VolumeError>>, Snapshot)>,
 }
 
 enum Event {
@@ -125,11 +139,12 @@ impl Publisher {
     pub fn new(core: Arc<Core>, start: Start) -> Self {
         let Start { tenure, newest, kept, closing, state_disk } = start;
         let manifest = &newest.manifest;
+        let snapshots = core.state().snapshots.clone();
         Self {
             core,
             tenure,
             position: manifest.log,
-            cut_epoch: manifest.epoch,
+            snapshots,
             data_cut: manifest.data_cut,
             sequences: Arc::new(AtomicU64::new(manifest.next_sequence.0)),
             newest,
@@ -166,8 +181,9 @@ impl Publisher {
                 self.core.state_mut().closing = true;
             }
             if self.is_cut_due() {
-                self.close_cut()?;
+                self.core.state_mut().close_cut();
             }
+            self.upload_cuts();
             if *self.closing.borrow() && self.cuts.is_empty() && self.checkpoint.is_none() {
                 if self.is_checkpointed() {
                     return self.publish_closed().await;
@@ -260,18 +276,18 @@ impl Publisher {
 
     /// Whether the active layer is to be closed now.
     fn is_cut_due(&self) -> bool {
-        if self.cuts.len() >= CUTS_MAX || self.are_cuts_held() {
-            return false;
-        }
-        if self.checkpointed.is_some() && self.cuts.is_empty() {
-            return true;
-        }
         let wanted = *self.core.cut_to();
         let state = self.core.state();
+        if state.frozen.len() >= CUTS_MAX || self.are_cuts_held() {
+            return false;
+        }
+        if self.checkpointed.is_some() && state.frozen.is_empty() {
+            return true;
+        }
         let Some(since) = state.active_since else { return false };
         *self.closing.borrow()
             || state.active.data_bytes() >= self.core.settings.object_bytes
-            || wanted > self.last_cut_lsn()
+            || wanted > state.frozen.back().map_or(Lsn(self.position.lsn), |cut| cut.lsn)
             || since.elapsed() >= self.core.settings.cut_age_max()
     }
 
@@ -282,38 +298,27 @@ impl Publisher {
 
     /// When the active layer becomes due by its age.
     fn cut_due_at(&self) -> Option<Instant> {
-        if self.cuts.len() >= CUTS_MAX || self.are_cuts_held() {
+        let state = self.core.state();
+        if state.frozen.len() >= CUTS_MAX || self.are_cuts_held() {
             return None;
         }
-        self.core.state().active_since.map(|since| since + self.core.settings.cut_age_max())
+        state.active_since.map(|since| since + self.core.settings.cut_age_max())
     }
 
-    fn last_cut_lsn(&self) -> Lsn {
-        self.cuts.back().map_or(Lsn(self.position.lsn), |cut| cut.lsn)
-    }
-
-    /// Closes the cut: freezes the active layer and starts uploading it.
-    fn close_cut(&mut self) -> Result<(), VolumeError> {
-        let core = Arc::clone(&self.core);
-        let epoch = self.cut_epoch.next();
-        let mut state = core.state_mut();
-        let layer = Arc::new(std::mem::take(&mut state.active));
-        let since = state.active_since.take();
-        let (lsn, size_bytes) = (state.end, state.size_bytes);
-        let layered = !layer.is_empty();
-        if layered {
-            state.frozen.push_back(Frozen { epoch, layer: Arc::clone(&layer), since });
+    /// Starts uploading the closed cuts that come next.
+    fn upload_cuts(&mut self) {
+        while self.cuts.len() < CUTS_MAX {
+            let Some(frozen) = self.core.state().frozen.get(self.cuts.len()).cloned() else { return };
+            let Frozen { epoch, lsn, size_bytes, layer, .. } = frozen;
+            let layered = !layer.is_empty();
+            let facts = self.facts(epoch, lsn, size_bytes);
+            let plans = if layered { self.plan(&layer) } else { Vec::new() };
+            if layered {
+                self.data_cut = Some((self.tenure.generation, epoch));
+            }
+            let objects = Task::spawn(upload_cut(Arc::clone(&self.core), facts, plans));
+            self.cuts.push_back(Cut { epoch, lsn, size_bytes, layered, objects });
         }
-        drop(state);
-        self.cut_epoch = epoch;
-        let facts = self.facts(epoch, lsn, size_bytes);
-        let plans = if layered { self.plan(&layer) } else { Vec::new() };
-        if layered {
-            self.data_cut = Some((self.tenure.generation, epoch));
-        }
-        let objects = Task::spawn(upload_cut(core, facts, plans));
-        self.cuts.push_back(Cut { epoch, lsn, size_bytes, layered, objects });
-        Ok(())
     }
 
     fn facts(&self, epoch: Epoch, lsn: Lsn, size_bytes: u64) -> CutFacts {
@@ -357,14 +362,62 @@ impl Publisher {
             pages
         });
         let news: Vec<NewObject> = pages.chain(objects).collect();
-        let manifest = self.manifest(&cut, &news, checkpoint.as_ref());
+        let mut manifest = self.manifest(&cut, &news, checkpoint.as_ref());
+        let Changed { changes, answers } = self.change_snapshots(&mut manifest);
         self.put(manifest).await?;
-        self.apply(&cut, &news, checkpoint);
-        self.settle(cut.lsn).await
+        self.apply(&cut, &news, checkpoint, &changes);
+        self.settle(cut.lsn).await?;
+        for (done, snapshot) in answers {
+            // Nobody may be waiting any more.
+            let _ = done.send(Ok(snapshot));
+        }
+        Ok(())
+    }
+
+    /// Brings into `manifest` what was asked of the snapshot table when its cut was closed.
+    fn change_snapshots(&mut self, manifest: &mut Manifest) -> Changed {
+        let mut changed = Changed::default();
+        let next = || {
+            let mut pending = self.core.pending();
+            let is_due = pending.front().is_some_and(|first| first.epoch <= manifest.epoch);
+            if is_due { pending.pop_front() } else { None }
+        };
+        let due: Vec<Pending> = std::iter::from_fn(next).collect();
+        for Pending { change, done, .. } in due {
+            let taken = Taken {
+                id: manifest.next_snapshot,
+                generation: manifest.generation,
+                epoch: manifest.epoch,
+                roots_epoch: manifest.roots.epoch,
+                time_ms: manifest.time_ms,
+                size_bytes: manifest.size_bytes,
+            };
+            match self.snapshots.plan(&change, taken) {
+                Ok(change) => {
+                    let before = self.snapshots.subject(&change).cloned();
+                    self.snapshots.apply(&change);
+                    manifest.next_snapshot = manifest.next_snapshot.max(change.number() + 1);
+                    let subject = self.snapshots.subject(&change).cloned().or(before);
+                    changed.answers.extend(subject.map(|snapshot| (done, snapshot)));
+                    manifest.snapshots.push(change.clone());
+                    changed.changes.push(change);
+                }
+                Err(error) => {
+                    let _ = done.send(Err(error));
+                }
+            }
+        }
+        changed
     }
 
     /// The state is that of the manifest just published.
-    fn apply(&self, cut: &Cut, news: &[NewObject], checkpoint: Option<Checkpoint>) {
+    fn apply(
+        &mut self,
+        cut: &Cut,
+        news: &[NewObject],
+        checkpoint: Option<Checkpoint>,
+        changes: &[SnapshotChange],
+    ) {
         let mut state = self.core.state_mut();
         if let Some(checkpoint) = checkpoint {
             state.roots = checkpoint.roots;
@@ -373,8 +426,16 @@ impl Publisher {
         }
         news.iter().for_each(|new| state.delta.apply(new));
         state.delta.epoch = cut.epoch;
-        if cut.layered {
-            state.frozen.pop_front();
+        state.frozen.pop_front();
+        state.delta.snapshots.extend_from_slice(changes);
+        for change in changes {
+            if let (SnapshotChange::Deleted(_), Some(snapshot)) = (change, state.snapshots.subject(change))
+                && snapshot.epoch < self.newest.manifest.oldest_kept
+            {
+                // Nothing keeps its manifest any more.
+                self.kept.push_front((snapshot.generation, snapshot.epoch));
+            }
+            state.snapshots.apply(change);
         }
     }
 
@@ -392,8 +453,7 @@ impl Publisher {
         if cut.layered {
             manifest.data_cut = Some((self.tenure.generation, cut.epoch));
         }
-        let waiting =
-            state.frozen.iter().skip(usize::from(cut.layered)).map(|frozen| frozen.layer.data_bytes());
+        let waiting = state.frozen.iter().skip(1).map(|frozen| frozen.layer.data_bytes());
         manifest.unpublished_bytes = waiting.sum::<u64>() + state.active.data_bytes();
         let older = state.checkpointing.iter().flat_map(|delta| &delta.listed);
         manifest.objects = match checkpoint {
@@ -401,6 +461,11 @@ impl Publisher {
             None => older.chain(&state.delta.listed).copied().collect(),
         };
         manifest.objects.extend(news.iter().map(|new| new.listed));
+        let older = state.checkpointing.iter().flat_map(|delta| &delta.snapshots);
+        manifest.snapshots = match checkpoint {
+            Some(_) => state.delta.snapshots.clone(),
+            None => older.chain(&state.delta.snapshots).cloned().collect(),
+        };
         manifest.roots = state.roots.clone();
         if let Some(checkpoint) = checkpoint {
             manifest.roots = checkpoint.roots.clone();
@@ -453,8 +518,14 @@ impl Publisher {
     /// In a task of its own: a store that refuses to delete, or is slow, holds up nothing.
     fn remove_manifests_below(&mut self, oldest: Epoch) {
         let count = self.kept.iter().take_while(|kept| kept.1 < oldest).count();
-        let names: Vec<String> =
-            self.kept.drain(..count).map(|(generation, epoch)| names::manifest(generation, epoch)).collect();
+        let gone = self.kept.drain(..count);
+        // One that is pinned may be forgotten: it comes back with the deletion of its snapshot.
+        let state = self.core.state();
+        let names: Vec<String> = gone
+            .filter(|kept| !state.snapshots.pins(*kept))
+            .map(|(generation, epoch)| names::manifest(generation, epoch))
+            .collect();
+        drop(state);
         if names.is_empty() {
             return;
         }
@@ -471,7 +542,8 @@ impl Publisher {
         let settings = &self.core.settings;
         // Not the pages: a checkpoint must not be the reason for the next one.
         let cut_objects = state.delta.cut_objects;
-        let due = cut_objects >= settings.checkpoint_objects.max(self.checkpoint_after)
+        let due = cut_objects.max(state.delta.snapshots.len())
+            >= settings.checkpoint_objects.max(self.checkpoint_after)
             || (state.delta.extents.len() >= settings.checkpoint_extents && self.checkpoint_after == 0);
         drop(state);
         if due && self.checkpoint.is_none() && self.checkpointed.is_none() {

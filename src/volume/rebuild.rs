@@ -289,6 +289,7 @@ async fn assemble(bucket: &Bucket, env: &Env, mut found: Found) -> Result<Rebuil
             unpublished_bytes: 0,
             roots: Roots { epoch: Epoch(0), blocks: None, objects: None, snapshots: None },
             objects: delta.listed.clone(),
+            inherited: Vec::new(),
             snapshots: Vec::new(),
             // Numbers of snapshots are never used twice, and there was none without an epoch of its own.
             next_snapshot: name.1.0.saturating_add(1),

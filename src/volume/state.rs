@@ -14,6 +14,7 @@ use wal::Lsn;
 use super::{
     error::VolumeError,
     layer::{Content, Layer, Piece},
+    snapshots::SnapshotTable,
 };
 use crate::{
     format::{
@@ -30,6 +31,10 @@ use crate::{
 pub struct Frozen {
     /// Its epoch.
     pub epoch: Epoch,
+    /// Everything below is in it, or in an earlier one.
+    pub lsn: Lsn,
+    /// Size of the volume, bytes.
+    pub size_bytes: u64,
     /// What was written in it.
     pub layer: Arc<Layer>,
     /// When the oldest write in it came.
@@ -47,12 +52,16 @@ pub struct State {
     pub end: Lsn,
     /// Closed cuts, oldest first.
     pub frozen: VecDeque<Frozen>,
+    /// Epoch of the last cut that was closed.
+    pub cut_epoch: Epoch,
     /// Published since the checkpoint that is under way, or since the last.
     pub delta: Delta,
     /// What the checkpoint under way is writing.
     pub checkpointing: Option<Arc<Delta>>,
     /// The last checkpoint.
     pub roots: Roots,
+    /// Snapshots as of the newest published manifest.
+    pub snapshots: SnapshotTable,
     /// Size, bytes.
     pub size_bytes: u64,
     /// The volume is closing: nothing more is written, so that what is there can be published to its end.
@@ -104,8 +113,21 @@ impl State {
     /// When the oldest write came that no published manifest holds; none where there is none.
     #[must_use]
     pub fn unpublished_since(&self) -> Option<tokio::time::Instant> {
-        // Cuts are published in order.
-        self.frozen.front().map_or(self.active_since, |oldest| oldest.since)
+        // Cuts are published in order; one that was closed for a snapshot alone has no writes.
+        self.frozen.iter().find_map(|frozen| frozen.since).or(self.active_since)
+    }
+
+    /// Closes the cut: freezes the active layer, and a new one takes writes. Returns the cut's epoch.
+    pub fn close_cut(&mut self) -> Epoch {
+        self.cut_epoch = self.cut_epoch.next();
+        self.frozen.push_back(Frozen {
+            epoch: self.cut_epoch,
+            lsn: self.end,
+            size_bytes: self.size_bytes,
+            layer: Arc::new(std::mem::take(&mut self.active)),
+            since: self.active_since.take(),
+        });
+        self.cut_epoch
     }
 
     /// Where the bytes of `range` come from, as of now, or as of just below the frozen layer of epoch `below`.

@@ -10,9 +10,12 @@ use s3bd::format::{
     claim::{Claim, Writer},
     header::{Header, Protection},
     ids::{Codec, Epoch, FrameRef, Generation, LogId, LogPosition, ObjectRef, Sequence, VolumeId},
-    index::{FRAME_PLAIN_BYTES_MAX, FrameKind, Index, IndexFrame, MapKind, Run},
+    index::{FRAME_PLAIN_BYTES_MAX, FrameKind, Index, IndexFrame, MapKind, Maps, Run},
     local::{LogIdentity, Seen},
-    manifest::{ListedObject, Manifest, ManifestLink, Owner, Root, Roots, Snapshot, SnapshotChange, Totals},
+    manifest::{
+        CloneRef, Inherited, ListedObject, Manifest, ManifestLink, Owner, Root, Roots, Snapshot,
+        SnapshotChange, Totals,
+    },
     object::{Footer, HEADER_BYTES, TAG_BYTES},
     page::{Extent, FANOUT, LEVEL_MAX, ObjectInfo, Page, Target, span_bits},
     slot::{Argon2, Slot, Unlock},
@@ -148,10 +151,18 @@ prop_compose! {
         name in text(),
         generation in generation(),
         epoch in epoch(),
+        roots_epoch in epoch(),
         time_ms in number(),
         size_bytes in number(),
+        clones in vec(clone_ref(), 0..3),
     ) -> Snapshot {
-        Snapshot { id, name, generation, epoch, time_ms, size_bytes }
+        Snapshot { id, name, generation, epoch, roots_epoch, time_ms, size_bytes, clones }
+    }
+}
+
+prop_compose! {
+    fn clone_ref()(volume: [u8; 16], name in text()) -> CloneRef {
+        CloneRef { volume: VolumeId(volume), name }
     }
 }
 
@@ -160,6 +171,8 @@ fn snapshot_change() -> BoxedStrategy<SnapshotChange> {
         snapshot().prop_map(SnapshotChange::Taken),
         number().prop_map(SnapshotChange::Deleted),
         (number(), text()).prop_map(|(id, name)| SnapshotChange::Renamed(id, name)),
+        (number(), clone_ref()).prop_map(|(id, clone)| SnapshotChange::Cloned(id, clone)),
+        (number(), any::<[u8; 16]>()).prop_map(|(id, volume)| SnapshotChange::Released(id, VolumeId(volume))),
     ]
     .boxed()
 }
@@ -206,7 +219,7 @@ prop_compose! {
         closed: bool,
         roots in roots(),
         roots_epoch in 0..1000_u64,
-        objects in vec((0..3_u64, listed()), 0..20),
+        (inherited, objects) in (0..4_usize, vec((0..3_u64, listed()), 0..20)),
         snapshots in vec(snapshot_change(), 0..5),
         owners in vec(owner(), 0..4),
         totals in (number(), number(), number()),
@@ -218,6 +231,11 @@ prop_compose! {
             let sequence = Sequence(listed.sequence.0.min(u64::MAX - 1));
             ListedObject { epoch: Epoch(newest), sequence, ..listed }
         }).filter(|listed| numbers.insert(listed.sequence)).collect();
+        let (older, objects) = objects.split_at(inherited.min(objects.len()));
+        let owner = VolumeId(volume);
+        let inherited = older.iter().map(|object| Inherited { owner, object: *object }).collect();
+        let next_sequence =
+            older.iter().chain(objects).map(|listed| listed.sequence.next()).max().unwrap_or_default();
         let link = |(generation, digest)| ManifestLink { generation, epoch: Epoch(newest - 1), digest };
         Manifest {
             volume: VolumeId(volume),
@@ -232,11 +250,12 @@ prop_compose! {
             writer,
             time_ms,
             size_bytes,
-            next_sequence: objects.iter().map(|listed| listed.sequence.next()).max().unwrap_or_default(),
+            next_sequence,
             closed,
             unpublished_bytes,
             roots: Roots { epoch: Epoch(roots_epoch), ..roots },
-            objects,
+            objects: objects.to_vec(),
+            inherited,
             snapshots,
             next_snapshot,
             owners,
@@ -282,6 +301,7 @@ prop_compose! {
         (log, lsn, time_ms, size_bytes) in (any::<[u8; 16]>(), number(), number(), number()),
         frames in vec((stored_bytes(), plain_bytes(), codec(), kind()), 0..12),
         runs in runs(),
+        maps in option::of((roots(), number())),
     ) -> Index {
         let mut offset = HEADER_BYTES as u64;
         let mut frames: Vec<IndexFrame> = frames.into_iter().map(|(stored_bytes, plain_bytes, codec, kind)| {
@@ -318,6 +338,7 @@ prop_compose! {
             frames,
             holes,
             lost,
+            maps: maps.map(|(roots, mapped_blocks)| Maps { roots, mapped_blocks }),
         }
     }
 }

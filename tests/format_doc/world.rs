@@ -9,7 +9,10 @@ use s3bd::{
         ids::{Codec, Epoch, FrameRef, Generation, LogId, LogPosition, ObjectRef, Sequence, VolumeId},
         index::{FrameKind, Run},
         local::{LogIdentity, Seen},
-        manifest::{Manifest, ManifestLink, Owner, Root, Roots, Snapshot, SnapshotChange, Totals},
+        manifest::{
+            CloneRef, Inherited, ListedObject, Manifest, ManifestLink, Owner, Root, Roots, Snapshot,
+            SnapshotChange, Totals,
+        },
         page::{Extent, ObjectInfo, Page, Target},
         slot::{Argon2, Slot},
     },
@@ -156,10 +159,19 @@ pub fn manifest() -> Manifest {
             snapshots: None,
         },
         objects: vec![object().new.listed],
+        inherited: vec![Inherited {
+            owner: VolumeId(counting(0x90)),
+            object: ListedObject { sequence: Sequence(5), ..object().new.listed },
+        }],
         snapshots: vec![
             SnapshotChange::Taken(snapshot),
             SnapshotChange::Renamed(1, "tuesday".to_owned()),
             SnapshotChange::Deleted(2),
+            SnapshotChange::Cloned(
+                3,
+                CloneRef { volume: VolumeId(counting(0xd0)), name: "trial".to_owned() },
+            ),
+            SnapshotChange::Released(3, VolumeId(counting(0xc0))),
         ],
         next_snapshot: 4,
         owners: vec![Owner {
@@ -177,8 +189,10 @@ fn snapshot() -> Snapshot {
         name: "monday".to_owned(),
         generation: GENERATION,
         epoch: Epoch(41),
+        roots_epoch: Epoch(40),
         time_ms: TIME_MS,
         size_bytes: 1 << 20,
+        clones: vec![CloneRef { volume: VolumeId(counting(0xc0)), name: "copy".to_owned() }],
     }
 }
 

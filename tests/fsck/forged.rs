@@ -188,8 +188,10 @@ async fn a_snapshot_whose_manifest_is_gone() {
         name: "before".to_owned(),
         generation,
         epoch,
+        roots_epoch: Epoch(0),
         time_ms: 0,
         size_bytes: 0,
+        clones: Vec::new(),
     };
     let kept = found(|manifest, _| {
         let parent = manifest.parent.unwrap();
