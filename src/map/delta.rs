@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::extents::ExtentMap;
 use crate::format::{
-    ids::{Epoch, ObjectRef, Sequence},
+    ids::{Epoch, ObjectRef, Sequence, VolumeId},
     index::{FrameKind, Index, Run},
     manifest::{ListedObject, SnapshotChange},
     page::{Extent, ObjectInfo, Target},
@@ -22,6 +22,8 @@ pub struct Delta {
     pub cut_objects: usize,
     /// What each of them still has in `extents`.
     pub objects: BTreeMap<Sequence, ObjectInfo>,
+    /// Plaintext that objects of earlier checkpoints hold for `extents` again, bytes.
+    pub gained: BTreeMap<Sequence, u64>,
     /// Changes of the snapshot table.
     pub snapshots: Vec<SnapshotChange>,
     /// The newest cut in it.
@@ -65,6 +67,7 @@ impl Delta {
             listed: Vec::new(),
             cut_objects: 0,
             objects: BTreeMap::new(),
+            gained: BTreeMap::new(),
             snapshots: Vec::new(),
             epoch,
         }
@@ -102,6 +105,24 @@ impl Delta {
                 offset += run.count;
             }
         }
+    }
+
+    /// Lays an extent of an earlier state on top, so that its object, one of `owner`'s, is named again. Once for each block.
+    pub fn revive(&mut self, extent: Extent, owner: VolumeId) {
+        let Extent { block, count, ref target } = extent;
+        if let Target::Frame(frame, _) = target
+            && frame.object.owner == owner
+        {
+            let bytes = count * self.block_bytes;
+            match self.objects.get_mut(&frame.object.sequence) {
+                Some(info) => {
+                    info.live_bytes += bytes;
+                    info.died = None;
+                }
+                None => *self.gained.entry(frame.object.sequence).or_default() += bytes,
+            }
+        }
+        self.lay(Run { block, count }, extent.target, self.epoch);
     }
 
     fn lay(&mut self, run: Run, target: Target, epoch: Epoch) {

@@ -51,6 +51,10 @@ pub struct Checkpoint {
     pub mapped_blocks: u64,
     /// Pages of the old maps that were written anew for their own sake.
     pub moved: Vec<PageAt>,
+    /// Objects that are in the new table and in no list: their number, and their lengths, bytes.
+    pub unlisted: (u64, u64),
+    /// Of a rollback: what the volume's size is from here on, bytes.
+    pub size_bytes: Option<u64>,
 }
 
 /// What a checkpoint starts from.
@@ -94,6 +98,7 @@ pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
     let mut changes = ObjectChanges { epoch: job.delta.epoch, moved, ..ObjectChanges::default() };
     let news = job.delta.objects.iter().map(|(sequence, info)| (*sequence, ObjectChange::New(*info)));
     changes.changes.extend(news);
+    job.delta.gained.iter().for_each(|(sequence, bytes)| changes.gain(*sequence, *bytes));
     for (sequence, bytes) in std::mem::take(&mut pages.freed) {
         changes.free(sequence, bytes);
     }
@@ -109,6 +114,8 @@ pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
         objects: pages.finish(Maps { roots, mapped_blocks }).await?,
         mapped_blocks,
         moved: job.moved.clone(),
+        unlisted: (0, 0),
+        size_bytes: None,
     })
 }
 

@@ -46,6 +46,7 @@ use super::{
     pack::{self, ObjectPlan},
     read::At,
     record,
+    rollback::{self, Asked},
     snapshots::{Pending, SnapshotTable, Taken},
     state::Frozen,
 };
@@ -93,6 +94,8 @@ pub struct Publisher {
     cuts: VecDeque<Cut>,
     checkpoint: Option<Task<Checkpoint>>,
     checkpointed: Option<Checkpoint>,
+    /// Who waits for a rollback: its checkpoint is being written, or is to be published.
+    rolling_back: Option<oneshot::Sender<Result<(), VolumeError>>>,
     /// No checkpoint before the delta has this many objects of cuts: after one failed, some more come first.
     checkpoint_after: usize,
     kept: VecDeque<(Generation, Epoch)>,
@@ -151,6 +154,7 @@ impl Publisher {
             cuts: VecDeque::new(),
             checkpoint: None,
             checkpointed: None,
+            rolling_back: None,
             checkpoint_after: 0,
             checkpoint_given_up: false,
             log_full: false,
@@ -176,6 +180,7 @@ impl Publisher {
         loop {
             self.core.check()?;
             self.take_rebased();
+            self.start_rollback();
             if *self.closing.borrow() {
                 // Before the look at what is to be cut: nothing comes after the last cut.
                 self.core.state_mut().closing = true;
@@ -198,10 +203,18 @@ impl Publisher {
                 }
                 Event::Checkpointed(done) => match *done {
                     Ok(checkpoint) => {
+                        if let Some(size_bytes) = checkpoint.size_bytes {
+                            self.core.state_mut().size_bytes = size_bytes;
+                        }
                         self.checkpointed = Some(checkpoint);
                         self.checkpoint_after = 0;
                     }
-                    Err(error) => self.checkpoint_failed(error)?,
+                    Err(error) => match self.rolling_back.take() {
+                        // Nothing was published: the volume is what it was.
+                        Some(done) if error.kind() != super::error::Kind::Fenced => _ = done.send(Err(error)),
+                        Some(_) => return Err(error),
+                        None => self.checkpoint_failed(error)?,
+                    },
                 },
                 Event::Look => {}
                 Event::LogRoom => self.log_full = self.core.log()?.retry_if_full(),
@@ -356,6 +369,7 @@ impl Publisher {
     /// Publishes a cut whose objects are all uploaded, and a checkpoint with it if one is ready.
     async fn publish(&mut self, cut: Cut, objects: Vec<NewObject>) -> Result<(), VolumeError> {
         let checkpoint = self.checkpointed.take();
+        let is_rollback = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.size_bytes.is_some());
         let pages = checkpoint.iter().flat_map(|checkpoint| &checkpoint.objects).map(|pages| {
             let mut pages = pages.clone();
             pages.listed.epoch = cut.epoch;
@@ -367,6 +381,9 @@ impl Publisher {
         self.put(manifest).await?;
         self.apply(&cut, &news, checkpoint, &changes);
         self.settle(cut.lsn).await?;
+        if is_rollback && let Some(done) = self.rolling_back.take() {
+            let _ = done.send(Ok(()));
+        }
         for (done, snapshot) in answers {
             // Nobody may be waiting any more.
             let _ = done.send(Ok(snapshot));
@@ -472,8 +489,9 @@ impl Publisher {
             manifest.totals.mapped_blocks = checkpoint.mapped_blocks;
         }
         let Totals { objects, object_bytes, .. } = &mut manifest.totals;
-        *objects += news.len() as u64;
-        *object_bytes += news.iter().map(|new| new.listed.bytes).sum::<u64>();
+        let unlisted = checkpoint.map_or((0, 0), |checkpoint| checkpoint.unlisted);
+        *objects += unlisted.0 + news.len() as u64;
+        *object_bytes += unlisted.1 + news.iter().map(|new| new.listed.bytes).sum::<u64>();
         if self.kept.len() >= 2 * MANIFESTS_KEPT {
             manifest.oldest_kept = self.kept[self.kept.len() - MANIFESTS_KEPT].1;
         }
@@ -552,7 +570,30 @@ impl Publisher {
     }
 
     fn start_checkpoint(&mut self) {
+        let job = self.checkpoint_job();
         let core = Arc::clone(&self.core);
+        self.checkpoint = Some(Task::spawn(async move { checkpoint::run(&core, &job).await }));
+    }
+
+    /// Begins to write the maps of the state that the volume goes back to, once nothing else is under way.
+    fn start_rollback(&mut self) {
+        let is_quiet = {
+            let state = self.core.state();
+            state.active.is_empty() && state.frozen.is_empty()
+        };
+        if !is_quiet || self.checkpoint.is_some() || self.checkpointed.is_some() {
+            return;
+        }
+        let Some(Asked { to, size_bytes, done }) = self.core.rollback().take() else { return };
+        let job = self.checkpoint_job();
+        let core = Arc::clone(&self.core);
+        self.rolling_back = Some(done);
+        self.checkpoint = Some(Task::spawn(async move { rollback::run(&core, &job, &to, size_bytes).await }));
+    }
+
+    /// What is to be checkpointed now: from here on the delta is a new one.
+    fn checkpoint_job(&self) -> checkpoint::Job {
+        let core = &self.core;
         let mut state = core.state_mut();
         let delta = match &state.checkpointing {
             // The last attempt failed: once more.
@@ -564,7 +605,7 @@ impl Publisher {
                 delta
             }
         };
-        let job = checkpoint::Job {
+        checkpoint::Job {
             facts: self.facts(delta.epoch, Lsn(self.position.lsn), state.size_bytes),
             delta,
             roots: state.roots.clone(),
@@ -572,9 +613,7 @@ impl Publisher {
             tenure: self.tenure,
             sequences: Arc::clone(&self.sequences),
             moved: core.moving().clone(),
-        };
-        drop(state);
-        self.checkpoint = Some(Task::spawn(async move { checkpoint::run(&core, &job).await }));
+        }
     }
 
     /// A checkpoint that cannot be written is put off: the volume goes on, or is closed, with a longer list in its manifests.

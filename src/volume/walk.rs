@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{
     future::{BoxFuture, FutureExt},
@@ -28,7 +29,7 @@ use crate::{
         names,
         page::{Page, span_bits},
     },
-    map::tree::{PageAt, last_key},
+    map::tree::{PageAt, Pages, last_key},
     seal::frame,
     store::{ErrorKind, Range},
 };
@@ -124,6 +125,19 @@ impl Direct {
         let page = Page::decode(&plain, at.map, at.level, at.first_key, self.bucket.block_bytes())
             .map_err(|error| VolumeError::frame(&at.frame, error.into()))?;
         Ok(Arc::new(page))
+    }
+}
+
+#[async_trait]
+impl Pages for Direct {
+    type Error = VolumeError;
+
+    async fn load(&self, at: PageAt) -> Result<Arc<Page>, VolumeError> {
+        self.page(at).await
+    }
+
+    fn is_damage(error: &VolumeError) -> bool {
+        error.is_damage()
     }
 }
 
