@@ -16,6 +16,7 @@ mod oracle;
 mod recovery;
 mod rescue;
 mod rig;
+mod rollback;
 mod status;
 mod store_faults;
 mod two_writers;

@@ -1,0 +1,224 @@
+//! Going back to snapshots, in random histories and dying at each operation; and what differs between epochs, against a
+//! count of everything.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use s3bd::{
+    format::{index::Run, manifest::Manifest, page::Target},
+    fsck::{Level, Options, Report, Sample, Severity, check_store},
+    map::{extents::ExtentMap, tree},
+    nbd::Device,
+    seal::slot::Secret,
+    store::Store,
+    volume::{
+        Volume,
+        bucket::Bucket,
+        diff::{Changed, Now, TwoEpochs},
+        error::VolumeError,
+        open::{Agreed, load_delta},
+        settings::Settings,
+        snapshots::Change,
+        walk::Direct,
+    },
+};
+use wal::disk::sim::Prng;
+
+use crate::{
+    host::{BLOCK_BYTES, Disks, env, unlock},
+    rig::{Rig, clip, for_seeds, noise, tight_settings},
+};
+
+const SIZE: u64 = 2 << 20;
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// A volume, and what it and its snapshots must hold.
+struct History {
+    rig: Rig,
+    prng: Prng,
+    image: Vec<u8>,
+    snapshots: BTreeMap<String, Vec<u8>>,
+}
+
+impl History {
+    async fn new(seed: u64, settings: Settings) -> Self {
+        let rig = Rig::new(seed, SIZE, BLOCK_BYTES, settings).await;
+        Self { rig, prng: Prng::new(seed), image: vec![0; SIZE as usize], snapshots: BTreeMap::new() }
+    }
+
+    async fn open(&mut self) -> Volume {
+        self.rig.open(0, Agreed::default()).await.unwrap().0
+    }
+
+    async fn change(&mut self, volume: &Volume) {
+        let end = self.image.len() as u64;
+        let length = [700, 5000, 60_000, 400_000][self.prng.below(4) as usize];
+        let range = clip(self.prng.below(end), 1 + self.prng.below(length), end);
+        let (offset, length) = (range.start, range.end - range.start);
+        let cells = &mut self.image[range.start as usize..range.end as usize];
+        if self.prng.below(4) == 0 {
+            cells.fill(0);
+            volume.trim(offset, length, false).await.unwrap();
+        } else {
+            let data = noise(&mut self.prng, length as usize);
+            cells.copy_from_slice(&data);
+            volume.write(offset, Bytes::from(data), false).await.unwrap();
+        }
+    }
+
+    async fn take(&mut self, volume: &Volume, name: &str) -> Result<(), VolumeError> {
+        volume.core().change(Change::Take(name.to_owned())).await?;
+        self.snapshots.insert(name.to_owned(), self.image.clone());
+        Ok(())
+    }
+
+    fn any_snapshot(&mut self) -> Option<String> {
+        let at = self.prng.below(self.snapshots.len().max(1) as u64) as usize;
+        self.snapshots.keys().nth(at).cloned()
+    }
+
+    async fn roll_back(&mut self, volume: &Volume, name: &str) {
+        let keep = self.prng.below(2) == 0;
+        let done = volume.core().roll_back(name, keep).await.unwrap();
+        assert_eq!((done.to.name.as_str(), done.kept.is_some()), (name, keep));
+        let before = std::mem::replace(&mut self.image, self.snapshots[name].clone());
+        self.snapshots.extend(done.kept.map(|kept| (kept, before)));
+    }
+
+    async fn bucket(&self) -> Bucket {
+        unlock(&env(Arc::new(self.rig.memory.clone()), &Disks::new(), 9, "reader")).await
+    }
+}
+
+async fn read(volume: &Volume) -> Vec<u8> {
+    let size = volume.core().state().size_bytes;
+    let parts = volume.read(0, size as u32).await.unwrap();
+    parts.iter().flat_map(|part| part.iter().copied()).collect()
+}
+
+async fn check_bucket(store: Arc<dyn Store>) -> Report {
+    let options = Options { level: Level::ReadData(Sample::ALL), concurrency: 3 };
+    check_store(store, &Secret::password("secret"), &options, &()).await.unwrap()
+}
+
+async fn assert_sound(history: &History) {
+    let report = check_bucket(Arc::new(history.rig.memory.clone())).await;
+    let wrong: Vec<_> =
+        report.findings.iter().filter(|finding| finding.severity() > Severity::Note).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Manifests of all snapshots and the newest epoch.
+async fn epochs(history: &History, bucket: &Bucket) -> Vec<(Manifest, Vec<u8>)> {
+    let newest = bucket.newest_manifest().await.unwrap().manifest;
+    let table = s3bd::volume::snapshots::SnapshotTable::load(bucket, &newest).await.unwrap();
+    let mut epochs = Vec::new();
+    for snapshot in table.iter() {
+        let pinned = bucket.load_manifest(snapshot.generation, snapshot.epoch).await.unwrap().unwrap();
+        epochs.push((pinned.manifest, history.snapshots[&snapshot.name].clone()));
+    }
+    epochs.push((newest, history.image.clone()));
+    epochs
+}
+
+/// The place of every block.
+async fn places(bucket: &Bucket, manifest: &Manifest) -> Vec<Target> {
+    let direct = Direct::new(bucket.clone());
+    let all = Run { block: 0, count: SIZE / BLOCK };
+    let mut map = ExtentMap::default();
+    let tree = tree::lookup(&direct, manifest.roots.blocks.as_ref(), all).await.unwrap();
+    tree.into_iter().for_each(|extent| map.insert(extent, |_| {}));
+    let delta = load_delta(bucket, manifest).await.unwrap();
+    delta.extents.iter().for_each(|extent| map.insert(extent, |_| {}));
+    let mut places = vec![Target::Hole; all.count as usize];
+    for extent in map.iter() {
+        (0..extent.count).for_each(|at| places[(extent.block + at) as usize] = extent.target.skip(at));
+    }
+    places
+}
+
+async fn diff(bucket: &Bucket, before: &Manifest, after: &Manifest) -> Vec<Changed> {
+    let epochs = TwoEpochs::load(bucket, before, after).await.unwrap();
+    let direct = Direct::new(bucket.clone());
+    let mut ranges = epochs.ranges(&direct);
+    let mut found: Vec<Changed> = Vec::new();
+    while let Some(changed) = ranges.next().await.unwrap() {
+        if let Some(last) = found.last() {
+            let end = last.offset + last.length;
+            assert!(changed.offset > end || changed.offset == end && changed.now != last.now);
+        }
+        found.push(changed);
+    }
+    found
+}
+
+/// Compares what differs between any two epochs with a count of all blocks, and with the bytes.
+async fn check_differences(history: &History) {
+    let bucket = history.bucket().await;
+    let epochs = epochs(history, &bucket).await;
+    let mut all_places = Vec::new();
+    for (manifest, _) in &epochs {
+        all_places.push(places(&bucket, manifest).await);
+    }
+    for (before, (from, old)) in epochs.iter().enumerate() {
+        for (after, (to, new)) in epochs.iter().enumerate() {
+            let mut named = vec![None; (SIZE / BLOCK) as usize];
+            for Changed { offset, length, now } in diff(&bucket, from, to).await {
+                named[(offset / BLOCK) as usize..((offset + length) / BLOCK) as usize].fill(Some(now));
+            }
+            for (block, named) in named.into_iter().enumerate() {
+                let (was, is) = (&all_places[before][block], &all_places[after][block]);
+                let now = if *is == Target::Hole { Now::Zero } else { Now::Data };
+                assert_eq!(named, (was != is).then_some(now), "block {block}");
+                let bytes = block * BLOCK as usize..(block + 1) * BLOCK as usize;
+                assert!(named.is_some() || old.get(bytes.clone()) == new.get(bytes), "block {block} changed");
+            }
+        }
+    }
+}
+
+async fn random_history(seed: u64) {
+    let settings = tight_settings(&mut Prng::new(seed ^ 77));
+    let mut history = History::new(seed, settings).await;
+    let mut volume = history.open().await;
+    for step in 0..60 {
+        match history.prng.below(16) {
+            0..8 => history.change(&volume).await,
+            8 => volume.sync().await.unwrap(),
+            9 => tokio::time::sleep(Duration::from_secs(6)).await,
+            10 | 11 => history.take(&volume, &format!("at-{step}")).await.unwrap(),
+            12 => {
+                if let Some(name) = history.any_snapshot() {
+                    volume.core().change(Change::Delete(name.clone())).await.unwrap();
+                    history.snapshots.remove(&name);
+                }
+            }
+            13 => {
+                volume.close().await.unwrap();
+                volume = history.open().await;
+            }
+            _ => {
+                if let Some(name) = history.any_snapshot() {
+                    history.roll_back(&volume, &name).await;
+                    assert!(read(&volume).await == history.image, "step {step}: not as {name} was");
+                }
+            }
+        }
+    }
+    volume.close().await.unwrap();
+    assert_sound(&history).await;
+    check_differences(&history).await;
+    let volume = history.open().await;
+    assert!(read(&volume).await == history.image);
+    for name in history.snapshots.keys().cloned().collect::<Vec<_>>() {
+        history.roll_back(&volume, &name).await;
+        assert!(read(&volume).await == history.image, "not as {name} was");
+    }
+    volume.close().await.unwrap();
+    assert_sound(&history).await;
+}
+
+#[test]
+fn any_snapshot_comes_back_and_differences_are_those_of_all_blocks() {
+    for_seeds(16, random_history);
+}
