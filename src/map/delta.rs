@@ -87,6 +87,18 @@ impl Delta {
         self.listed.push(new.listed);
         self.cut_objects += usize::from(new.index.parts > 0);
         self.objects.insert(new.listed.sequence, new.info());
+        self.lay_all(new);
+    }
+
+    /// Lays an object of another volume, of which a clone's manifest lists it, below all own ones: what it holds counts,
+    /// and the object itself is not this volume's to account for.
+    pub fn inherit(&mut self, new: &NewObject) {
+        self.epoch = self.epoch.max(new.listed.epoch);
+        self.lay_all(new);
+    }
+
+    fn lay_all(&mut self, new: &NewObject) {
+        let epoch = new.listed.epoch;
         for run in &new.index.holes {
             self.lay(*run, Target::Hole, epoch);
         }

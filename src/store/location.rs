@@ -117,6 +117,8 @@ const VOLUME_BYTES_MAX: usize = 768;
 
 /// What one part of a path may have on every file system.
 const NAME_BYTES_MAX: usize = 255;
+/// Longest name of a snapshot, bytes.
+pub const SNAPSHOT_BYTES_MAX: usize = NAME_BYTES_MAX;
 
 /// Names of a volume's own keys: a volume called so below another one would lie within it.
 const LAYOUT_NAMES: [&str; 5] = ["volume", "keys", "claims", "manifests", "objects"];
@@ -239,7 +241,7 @@ pub fn check_snapshot_name(snapshot: &str) -> Result<(), &'static str> {
         "must not contain @ or /"
     } else if snapshot.chars().any(char::is_control) {
         "holds a control character"
-    } else if snapshot.len() > NAME_BYTES_MAX {
+    } else if snapshot.len() > SNAPSHOT_BYTES_MAX {
         "is longer than 255 bytes"
     } else {
         return Ok(());

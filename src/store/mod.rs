@@ -150,6 +150,10 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError>;
     /// Removes objects. Names that do not exist are no error. On an error some may be gone.
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError>;
+    /// The keys of another volume in the same bucket; `None` where this store does not show one volume of a bucket.
+    fn sibling(&self, _volume: &str) -> Option<Arc<dyn Store>> {
+        None
+    }
 }
 
 /// What the caller of a store has to do about an error.
@@ -234,6 +238,10 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {
         (**self).delete(keys).await
+    }
+
+    fn sibling(&self, volume: &str) -> Option<Arc<dyn Store>> {
+        (**self).sibling(volume)
     }
 }
 

@@ -1,5 +1,7 @@
 //! The layer that shows one volume of a bucket: keys without what they all begin with.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -34,7 +36,7 @@ impl<S: Store> Prefixed<S> {
 }
 
 #[async_trait]
-impl<S: Store> Store for Prefixed<S> {
+impl<S: Store + Clone + 'static> Store for Prefixed<S> {
     async fn put(&self, key: &str, body: &[Bytes], mode: PutMode) -> Result<Put, StoreError> {
         self.inner.put(&self.full_key("put", key)?, body, mode).await
     }
@@ -75,5 +77,9 @@ impl<S: Store> Store for Prefixed<S> {
         let full: Vec<String> =
             keys.iter().map(|key| self.full_key("delete", key)).collect::<Result<_, _>>()?;
         self.inner.delete(&full).await
+    }
+
+    fn sibling(&self, volume: &str) -> Option<Arc<dyn Store>> {
+        Some(Arc::new(Prefixed::new(self.inner.clone(), format!("{volume}/"))))
     }
 }

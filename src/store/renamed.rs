@@ -1,5 +1,7 @@
 //! The layer that keeps one object under another name, for as long as it must not be found.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -54,5 +56,10 @@ impl<S: Store> Store for Renamed<S> {
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {
         let stored: Vec<String> = keys.iter().map(|key| self.key(key).to_owned()).collect();
         self.inner.delete(&stored).await
+    }
+
+    fn sibling(&self, volume: &str) -> Option<Arc<dyn Store>> {
+        // Of another volume every name is meant as it is.
+        self.inner.sibling(volume)
     }
 }

@@ -6,7 +6,7 @@ use super::replay::LogDamage;
 use crate::{
     format::{
         FormatError,
-        ids::{Epoch, FrameRef, Generation},
+        ids::{Epoch, Generation},
         names,
     },
     nbd::DeviceError,
@@ -44,7 +44,9 @@ pub enum VolumeError {
     NoVolume,
     /// There is the beginning of one.
     #[error(
-        "this is a volume that s3bd recover --rescue-to began to make and did not finish: run that again with this name"
+        "this volume is not finished: s3bd clone or s3bd recover --rescue-to is making it, or ended before it was made (a \
+         rescue or a full clone goes on when it is run again with this name), or s3bd remove was interrupted; s3bd remove \
+         clears what is there"
     )]
     Unfinished,
     /// The log holds nothing that another line does not.
@@ -449,18 +451,6 @@ impl VolumeError {
             Self::OutOfRange { .. } => DeviceError::Invalid,
             Self::Closed => DeviceError::Shutdown,
             _ => DeviceError::Io,
-        }
-    }
-
-    /// A damaged frame, named.
-    #[must_use]
-    pub(crate) fn frame(frame: &FrameRef, error: FrameError) -> Self {
-        Self::DamagedFrame {
-            name: names::object(frame.object.generation, frame.object.sequence),
-            number: frame.number,
-            offset: frame.offset,
-            stored_bytes: frame.stored_bytes,
-            error,
         }
     }
 

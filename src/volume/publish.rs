@@ -224,7 +224,8 @@ impl Publisher {
 
     /// The state goes on with earlier maps: so do the totals of the manifests to come.
     fn take_rebased(&mut self) {
-        if let Some(Rebased { mapped_blocks, dropped }) = self.core.rebased().take() {
+        if let Some(Rebased { mapped_blocks, dropped, inherited }) = self.core.rebased().take() {
+            self.newest.manifest.inherited = inherited;
             let totals = &mut self.newest.manifest.totals;
             totals.mapped_blocks = mapped_blocks;
             totals.objects = totals.objects.saturating_sub(dropped.0);
@@ -486,6 +487,8 @@ impl Publisher {
         manifest.roots = state.roots.clone();
         if let Some(checkpoint) = checkpoint {
             manifest.roots = checkpoint.roots.clone();
+            // The delta that it wrote began with them.
+            manifest.inherited.clear();
             manifest.totals.mapped_blocks = checkpoint.mapped_blocks;
         }
         let Totals { objects, object_bytes, .. } = &mut manifest.totals;
