@@ -60,6 +60,9 @@ fn print(name: &str, facts: &Facts) {
         ),
     );
     line("state", state(facts));
+    if let Some(parent) = &facts.clone_of {
+        line("clone of", parent.clone());
+    }
     for snapshot in &facts.snapshots {
         line(
             "snapshot",

@@ -99,13 +99,19 @@ fn rows(listed: &Listed) -> Vec<[String; HEAD.len()]> {
         facts.map_or_else(unknown, |facts| if facts.protected { "yes" } else { "no" }.to_owned()),
         facts.map_or_else(unknown, |facts| format_time(facts.created_ms)),
         facts.map_or_else(unknown, |facts| facts.id.clone()),
-        state,
+        state
+            + &info
+                .and_then(|info| info.clone_of.as_ref())
+                .map_or(String::new(), |parent| format!(", clone of {parent}")),
     ]];
     for snapshot in info.iter().flat_map(|info| &info.snapshots) {
         let mut row: [String; HEAD.len()] = Default::default();
         row[0] = format!("  @{}", snapshot.name);
         row[1] = show_size(snapshot.size_bytes);
         row[5] = format_time(snapshot.time_ms);
+        if !snapshot.clones.is_empty() {
+            row[7] = format!("cloned as {}", snapshot.clones.join(", "));
+        }
         rows.push(row);
     }
     rows

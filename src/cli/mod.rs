@@ -4,6 +4,7 @@
 //! that says what to do about it ([`exit`]).
 
 mod confirm;
+mod diff;
 mod exit;
 mod fsck;
 mod info;
@@ -14,7 +15,9 @@ mod new_secret;
 mod open;
 mod progress;
 mod recover;
+mod remove;
 mod repair;
+mod rollback;
 mod secret;
 mod serve;
 mod served;
@@ -60,6 +63,12 @@ enum Command {
     Info(info::Info),
     /// List the volumes of a bucket.
     List(list::List),
+    /// Say which ranges of a volume changed between two snapshots, or since one, from its maps alone.
+    Diff(diff::Diff),
+    /// Go back to a snapshot, while the volume is not open; what was written since is kept as another snapshot.
+    Rollback(rollback::Rollback),
+    /// Remove a volume, with its snapshots, from its bucket and this host.
+    Remove(remove::Remove),
     /// List, add, remove and change the secrets that open a volume.
     #[command(subcommand)]
     Key(key::Key),
@@ -96,6 +105,9 @@ pub fn main() -> ExitCode {
             Command::Fsck(command) => return command.run().await,
             Command::Info(command) => command.run().await,
             Command::List(command) => command.run().await,
+            Command::Diff(command) => command.run().await,
+            Command::Rollback(command) => command.run().await,
+            Command::Remove(command) => command.run().await,
             Command::Key(command) => command.run().await,
             Command::Status(command) => command.run().await,
             Command::Sync(command) => command.run().await,

@@ -105,6 +105,12 @@ impl Target {
         Self { location, ..self.clone() }
     }
 
+    /// The volume, and the snapshot of it that is named.
+    pub(super) fn split(&self) -> (Self, Option<String>) {
+        let snapshot = self.location.snapshot.clone();
+        (self.at(Location { snapshot: None, ..self.location.clone() }), snapshot)
+    }
+
     /// An error where a snapshot is named: there is no server of its own for it.
     fn refuse_snapshot(&self) -> anyhow::Result<()> {
         if self.location.snapshot.is_some() {

@@ -52,6 +52,10 @@ pub trait LocalRoot: Send + Sync + fmt::Debug {
     fn exists(&self, _volume: VolumeId) -> io::Result<bool> {
         Ok(true)
     }
+    /// Removes the folders of a volume, which the caller has open.
+    fn remove(&self, _volume: VolumeId) -> io::Result<()> {
+        Ok(())
+    }
     /// Its path, for messages.
     fn describe(&self, volume: VolumeId) -> String;
 }

@@ -91,6 +91,16 @@ pub enum VolumeError {
         /// Names of the clones.
         clones: Vec<String>,
     },
+    /// Clones read what the volume holds.
+    #[error(
+        "{} on this volume: remove what depends on it first (s3bd remove), or make it independent (s3bd flatten); nothing \
+         was changed",
+        depends(clones)
+    )]
+    HasClones {
+        /// Names of the clones.
+        clones: Vec<String>,
+    },
     /// There is one already.
     #[error("there is a volume here already, made {created}; nothing was changed")]
     Exists {
@@ -407,6 +417,7 @@ impl VolumeError {
             | Self::NoSnapshot { .. }
             | Self::SnapshotExists { .. }
             | Self::SnapshotInUse { .. }
+            | Self::HasClones { .. }
             | Self::Exists { .. }
             | Self::WrongSecret { .. }
             | Self::NoFittingSlot { .. }

@@ -44,6 +44,10 @@ impl LocalRoot for HostRoot {
         self.folder(volume).try_exists()
     }
 
+    fn remove(&self, volume: VolumeId) -> io::Result<()> {
+        std::fs::remove_dir_all(self.folder(volume))
+    }
+
     fn describe(&self, volume: VolumeId) -> String {
         self.folder(volume).display().to_string()
     }

@@ -46,6 +46,7 @@ pub mod read;
 pub mod readahead;
 pub mod rebuild;
 pub mod record;
+pub mod remove;
 pub mod replay;
 pub mod rescue;
 pub mod rollback;
