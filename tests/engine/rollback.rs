@@ -222,3 +222,126 @@ async fn random_history(seed: u64) {
 fn any_snapshot_comes_back_and_differences_are_those_of_all_blocks() {
     for_seeds(16, random_history);
 }
+
+/// A volume of half its first size, with a snapshot of before: what a rollback starts from.
+async fn shrunk(seed: u64) -> (History, Volume) {
+    let settings = Settings {
+        checkpoint_objects: 3,
+        checkpoint_extents: 40,
+        object_bytes: 16 << 10,
+        ..crate::host::small_settings()
+    };
+    let mut history = History::new(seed, settings).await;
+    let volume = history.open().await;
+    for _ in 0..12 {
+        history.change(&volume).await;
+    }
+    history.take(&volume, "large").await.unwrap();
+    volume.trim(SIZE / 2, SIZE / 2, false).await.unwrap();
+    volume.sync().await.unwrap();
+    volume.core().state_mut().size_bytes = SIZE / 2;
+    history.image.truncate(SIZE as usize / 2);
+    for _ in 0..6 {
+        history.change(&volume).await;
+    }
+    volume.sync().await.unwrap();
+    (history, volume)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollback_that_dies_anywhere_leaves_the_state_before_or_after() {
+    let mut ends = [0, 0];
+    for changes in 0.. {
+        let (mut history, volume) = shrunk(5).await;
+        history.rig.faulty.set_crash_after(Some(changes));
+        let all = async {
+            volume.core().roll_back("large", true).await?;
+            volume.close().await
+        };
+        let done = matches!(tokio::time::timeout(Duration::from_secs(3600), all).await, Ok(Ok(())));
+        drop(volume);
+        history.rig.faulty.set_crash_after(None);
+        let (before, after) = (history.image.clone(), history.snapshots["large"].clone());
+        let bucket = history.rig.memory.snapshot();
+        for disk_lost in [false, true] {
+            history.rig.memory.restore(bucket.clone());
+            history.rig.hosts[0] = if disk_lost { Disks::new() } else { history.rig.hosts[0].crash(changes) };
+            let volume = history.rig.open(0, crate::rig::WHATEVER).await.unwrap().0;
+            let found = read(&volume).await;
+            let is_after = found == after;
+            assert!(is_after || found == before, "after {changes} changes: neither before nor after");
+            assert!(is_after || !done, "after {changes} changes: it was said to be done");
+            ends[usize::from(is_after)] += 1;
+            if !is_after {
+                volume.core().roll_back("large", false).await.unwrap();
+                assert!(read(&volume).await == after, "once more, after {changes} changes");
+            }
+            volume.close().await.unwrap();
+            assert_sound(&history).await;
+        }
+        if done {
+            assert!(ends[0] > 10 && ends[1] > 2, "{ends:?}");
+            return;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_brings_its_size_back_and_what_was_before_is_kept() {
+    let (mut history, volume) = shrunk(8).await;
+    let small = history.image.clone();
+    let done = volume.core().roll_back("large", true).await.unwrap();
+    assert_eq!(volume.core().state().size_bytes, SIZE);
+    assert!(read(&volume).await == history.snapshots["large"]);
+    let missing = volume.core().roll_back("nothing", true).await;
+    assert!(matches!(missing, Err(VolumeError::NoSnapshot { .. })), "{missing:?}");
+    let kept = done.kept.unwrap();
+    volume.close().await.unwrap();
+    assert_sound(&history).await;
+    let volume = history.open().await;
+    volume.core().roll_back(&kept, false).await.unwrap();
+    assert_eq!(volume.core().state().size_bytes, SIZE / 2);
+    assert!(read(&volume).await == small);
+    volume.close().await.unwrap();
+    assert_sound(&history).await;
+}
+
+/// Gets of a diff from a snapshot to the newest epoch, where one block in each of `mapped` leaves is written, and
+/// `changed` of them once more.
+async fn requests_of_diff(mapped: u64, changed: u64) -> u64 {
+    const LEAF_BYTES: u64 = 512 * BLOCK;
+    let settings = Settings { checkpoint_objects: 64, ..crate::host::small_settings() };
+    let mut rig = Rig::new(3, 1 << 40, BLOCK_BYTES, settings).await;
+    let volume = rig.open(0, Agreed::default()).await.unwrap().0;
+    let mut prng = Prng::new(4);
+    for leaf in 0..mapped {
+        let data = noise(&mut prng, BLOCK as usize);
+        volume.write(leaf * LEAF_BYTES, Bytes::from(data), false).await.unwrap();
+    }
+    volume.close().await.unwrap();
+    let volume = rig.open(0, Agreed::default()).await.unwrap().0;
+    volume.core().change(Change::Take("a".to_owned())).await.unwrap();
+    for at in 0..changed {
+        let data = noise(&mut prng, BLOCK as usize);
+        volume.write(at * 5 * LEAF_BYTES, Bytes::from(data), false).await.unwrap();
+    }
+    volume.close().await.unwrap();
+    let bucket = unlock(&env(Arc::clone(&rig.store), &Disks::new(), 9, "reader")).await;
+    let after = bucket.newest_manifest().await.unwrap().manifest;
+    let table = s3bd::volume::snapshots::SnapshotTable::load(&bucket, &after).await.unwrap();
+    let taken = table.get("a").unwrap();
+    let before = bucket.load_manifest(taken.generation, taken.epoch).await.unwrap().unwrap().manifest;
+    let gets = rig.faulty.counts().gets;
+    let found = diff(&bucket, &before, &after).await;
+    assert_eq!(found.len() as u64, changed);
+    rig.faulty.counts().gets - gets
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_diff_costs_requests_by_what_changed_and_not_by_what_is_mapped() {
+    let small = requests_of_diff(600, 10).await;
+    let large = requests_of_diff(6000, 10).await;
+    assert!(large <= small + 4, "{small}, then {large}");
+    let more = requests_of_diff(6000, 100).await;
+    assert!(more > large + 90 && more < 2 * 100 + 40, "{large}, then {more}");
+}
