@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
-use super::{exit, secret::SecretArgs, size::show_size, target::Target, tell};
+use super::{secret::SecretArgs, size::show_size, target::Target, tell};
 use crate::{
     format::{ids::Epoch, manifest::Manifest, names},
     store::location::check_snapshot_name,
@@ -65,10 +65,8 @@ impl Side {
 
 impl Diff {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let (target, from) = self.target.split();
+        let (target, from) = self.target.split_snapshot()?;
         let name = target.name();
-        let from =
-            from.ok_or_else(|| exit::usage(format!("{name}: say since which snapshot: {name}@NAME")))?;
         let (_, bucket) = target.unlock(&self.secret).await?;
         self.compare(&bucket, &name, &from).await.with_context(|| name)
     }

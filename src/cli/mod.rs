@@ -6,6 +6,7 @@
 mod confirm;
 mod diff;
 mod exit;
+mod exports;
 mod fsck;
 mod info;
 mod init;
@@ -13,6 +14,7 @@ mod key;
 mod list;
 mod new_secret;
 mod open;
+mod perform;
 mod progress;
 mod recover;
 mod remove;
@@ -22,6 +24,7 @@ mod secret;
 mod serve;
 mod served;
 mod size;
+mod snapshot;
 mod status;
 mod sync;
 mod target;
@@ -72,6 +75,9 @@ enum Command {
     /// List, add, remove and change the secrets that open a volume.
     #[command(subcommand)]
     Key(key::Key),
+    /// Take, list, delete and rename snapshots of a volume.
+    #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
     /// Say how the open server of a volume on this host does, and how far behind its bucket is.
     Status(status::Status),
     /// Wait until everything that the open server on this host has acknowledged is in the bucket.
@@ -109,6 +115,7 @@ pub fn main() -> ExitCode {
             Command::Rollback(command) => command.run().await,
             Command::Remove(command) => command.run().await,
             Command::Key(command) => command.run().await,
+            Command::Snapshot(command) => command.run().await,
             Command::Status(command) => command.run().await,
             Command::Sync(command) => command.run().await,
         }

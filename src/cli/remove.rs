@@ -87,7 +87,7 @@ impl Remove {
     }
 
     fn ask(&self, name: &str, question: &str) -> anyhow::Result<()> {
-        if self.yes || confirm_by(name, question, self.target.volume(), FAILED)? {
+        if self.yes || confirm_by(name, question, &self.target.export(), FAILED)? {
             return Ok(());
         }
         Err(CliError { code: FAILED, text: format!("{name}: nothing was changed") }.into())

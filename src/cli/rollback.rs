@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::{
     confirm::confirm,
-    exit::{self, CliError, FAILED},
+    exit::{CliError, FAILED},
     open::close,
     progress::describe_replay,
     say,
@@ -51,10 +51,8 @@ pub(super) struct Rollback {
 
 impl Rollback {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let (target, snapshot) = self.target.split();
+        let (target, snapshot) = self.target.split_snapshot()?;
         let name = target.name();
-        let missing = || exit::usage(format!("{name}: say to which snapshot: {name}@NAME"));
-        let snapshot = snapshot.ok_or_else(missing)?;
         let (outside, bucket) = target.unlock(&self.secret).await?;
         let agreed = Agreed { takeover: self.takeover, ..Agreed::default() };
         let to = self.look(&outside.env, &bucket, agreed, &snapshot).await.with_context(|| name.clone())?;

@@ -1,6 +1,6 @@
 //! What a volume is, told from its bucket alone: no lock, no claim, and works while it is open elsewhere.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     bucket::Bucket,
@@ -97,7 +97,7 @@ pub struct Open {
 }
 
 /// A snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotInfo {
     /// Its number.
     pub id: u64,
@@ -145,14 +145,16 @@ pub async fn info(bucket: &Bucket) -> Result<Info, VolumeError> {
         open,
         unpublished_bytes: manifest.unpublished_bytes,
         clone_of: manifest.owners.first().map(|owner| owner.name.clone()),
-        snapshots: SnapshotTable::load(bucket, manifest).await?.iter().map(tell).collect(),
+        snapshots: SnapshotTable::load(bucket, manifest).await?.iter().map(SnapshotInfo::from).collect(),
     })
 }
 
-fn tell(snapshot: &Snapshot) -> SnapshotInfo {
-    let Snapshot { id, epoch, time_ms, size_bytes, .. } = *snapshot;
-    let clones = snapshot.clones.iter().map(|clone| clone.name.clone()).collect();
-    SnapshotInfo { id, name: snapshot.name.clone(), epoch, time_ms, size_bytes, clones }
+impl From<&Snapshot> for SnapshotInfo {
+    fn from(snapshot: &Snapshot) -> Self {
+        let Snapshot { id, epoch, time_ms, size_bytes, .. } = *snapshot;
+        let clones = snapshot.clones.iter().map(|clone| clone.name.clone()).collect();
+        Self { id, name: snapshot.name.clone(), epoch, time_ms, size_bytes, clones }
+    }
 }
 
 /// Blocks with data: those of the checkpoint, less those that the list hides, and those that it brings.

@@ -56,6 +56,7 @@ pub mod snapshots;
 pub mod state;
 pub mod status;
 mod survey;
+pub mod usage;
 pub mod waiters;
 pub mod walk;
 pub mod write;

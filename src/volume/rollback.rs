@@ -105,7 +105,7 @@ pub(super) async fn run(
     size_bytes: u64,
 ) -> Result<Checkpoint, VolumeError> {
     let head = MapState { root: job.roots.blocks, extents: job.delta.extents.clone() };
-    let mut compare = Compare::new(&core.frames, &head, to);
+    let mut compare = Compare::new(&*core.frames, &head, to);
     let mut delta = Delta::clone(&job.delta);
     let mut done: Option<Checkpoint> = None;
     let (mut job, mut unlisted) = (job.clone(), (0, 0));

@@ -61,19 +61,26 @@ pub(crate) fn a_snapshot_comes_back_and_what_changed_since_is_listed(kind: Kind)
     assert!(changed.stderr.contains("2 ranges differ between @first and epoch"), "{changed:?}");
     let told = json(&host.run("diff", &[&first, "--json"]).done());
     assert_eq!(told["ranges"][0]["offset"], 524_288, "{told}");
-    assert_eq!((&told["ranges"][1]["now"], &told["changed_bytes"]), (&"zero".into(), &1_114_112.into()), "{told}");
-    host.run("diff", &[&volume]).failed(2, &["which snapshot"]);
+    assert_eq!(
+        (&told["ranges"][1]["now"], &told["changed_bytes"]),
+        (&"zero".into(), &1_114_112.into()),
+        "{told}"
+    );
+    host.run("diff", &[&volume]).failed(2, &["names no snapshot"]);
     host.run("diff", &[&format!("{volume}@none")]).failed(1, &["no snapshot \"none\""]);
     host.run("rollback", &[&first, "--yes"]).failed(5, &["disk", "open"]);
     server.close();
 
-    host.run("rollback", &[&volume, "--yes"]).failed(2, &["which snapshot"]);
+    host.run("rollback", &[&volume, "--yes"]).failed(2, &["names no snapshot"]);
     host.run("rollback", &[&format!("{volume}@none"), "--yes"]).failed(1, &["no snapshot \"none\""]);
     host.run("rollback", &[&first]).failed(1, &["--yes", "nothing was changed"]);
     let done = host.run("rollback", &[&first, "--yes"]).done().stdout;
     let kept = done.split_once("kept as @").expect("the name of what was before").1.trim();
     let server = host.open(&volume, &[]);
-    qemu_io(&server.uri, &["read -P 1 0 1M", "read -P 0 1M 7M", "read -P 1 8M 1M", "write -P 3 0 4k", "flush"]);
+    qemu_io(
+        &server.uri,
+        &["read -P 1 0 1M", "read -P 0 1M 7M", "read -P 1 8M 1M", "write -P 3 0 4k", "flush"],
+    );
     server.close();
     let back = host.run("diff", &[&format!("{volume}@{kept}"), "@first"]).done();
     assert_eq!(back.stdout, "524288 524288 data\n1048576 524288 zero\n8388608 65536 data\n", "{back:?}");
@@ -96,7 +103,10 @@ pub(crate) fn a_volume_is_removed_from_bucket_and_host(kind: Kind) {
     server.close();
     let before = fixture.contents();
     elsewhere.run("remove", &[&volume]).failed(1, &["1 snapshot", "--yes", "nothing was changed"]);
-    elsewhere.with("S3BD_PASSWORD", "wrong").run("remove", &[&volume, "--yes"]).failed(4, &["wrong password"]);
+    elsewhere
+        .with("S3BD_PASSWORD", "wrong")
+        .run("remove", &[&volume, "--yes"])
+        .failed(4, &["wrong password"]);
     assert!(fixture.contents() == before, "a refused removal changed the bucket");
     let removed = host.run("remove", &[&volume, "--yes"]).done();
     assert!(removed.stdout.contains("removed, with"), "{removed:?}");

@@ -1,6 +1,6 @@
 //! A bucket of several volumes: finding them, and removing one.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use s3bd::{
@@ -35,7 +35,7 @@ struct Yard {
     memory: Memory,
     faulty: Faulty<Memory>,
     store: Arc<dyn Store>,
-    disks: Disks,
+    hosts: BTreeMap<String, Disks>,
     opened: u64,
 }
 
@@ -47,11 +47,17 @@ impl Yard {
     fn new() -> Self {
         let memory = Memory::new();
         let faulty = Faulty::new(memory.clone());
-        Self { store: retrying(faulty.clone(), 1), memory, faulty, disks: Disks::new(), opened: 0 }
+        Self { store: retrying(faulty.clone(), 1), memory, faulty, hosts: BTreeMap::new(), opened: 0 }
+    }
+
+    /// The host's folders of a volume.
+    fn disks(&mut self, volume: &str) -> Disks {
+        self.hosts.entry(volume.to_owned()).or_insert_with(Disks::new).clone()
     }
 
     fn env(&mut self, volume: &str) -> Env {
-        self.env_on(volume, &self.disks.clone(), "host")
+        let disks = self.disks(volume);
+        self.env_on(volume, &disks, "host")
     }
 
     fn env_on(&mut self, volume: &str, disks: &Disks, host: &str) -> Env {
@@ -260,14 +266,13 @@ async fn a_removal_that_dies_anywhere_leaves_the_volume_or_none_and_goes_on() {
         let hour = std::time::Duration::from_secs(3600);
         let first = tokio::time::timeout(hour, yard.remove("disk", false)).await;
         yard.faulty.set_crash_after(None);
-        let is_there =
-            yard.left_of("disk").contains(&"disk/volume".to_owned());
+        let is_there = yard.left_of("disk").contains(&"disk/volume".to_owned());
         if is_there {
             whole += 1;
             // All of it, whoever opens it now; and it can be removed all the same.
             let bucket = yard.unlock("disk").await.unwrap();
             let agreed = Agreed { takeover: true, ..Agreed::default() };
-            let disks = if changes % 2 == 0 { yard.disks.clone() } else { Disks::new() };
+            let disks = if changes % 2 == 0 { yard.disks("disk") } else { Disks::new() };
             let env = yard.env_on("disk", &disks, "host");
             let again = open(env, bucket, small_settings(), agreed).await.unwrap().0;
             let found = again.read(300_000, 5000).await.unwrap().concat();

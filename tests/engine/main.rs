@@ -18,6 +18,7 @@ mod recovery;
 mod rescue;
 mod rig;
 mod rollback;
+mod snapshots;
 mod status;
 mod store_faults;
 mod two_writers;

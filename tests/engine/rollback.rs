@@ -280,7 +280,7 @@ async fn a_rollback_that_dies_anywhere_leaves_the_state_before_or_after() {
             assert_sound(&history).await;
         }
         if done {
-            assert!(ends[0] > 10 && ends[1] > 2, "{ends:?}");
+            assert!(ends[0] >= 4 && ends[1] >= 2, "{ends:?}");
             return;
         }
     }
