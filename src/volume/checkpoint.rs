@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     format::{
-        ids::{FrameRef, ObjectRef, Sequence},
+        ids::{Epoch, FrameRef, Generation, ObjectRef, Sequence},
         index::{FrameKind, MapKind, Maps},
         manifest::Roots,
         names,
@@ -53,8 +53,18 @@ pub struct Checkpoint {
     pub moved: Vec<PageAt>,
     /// Objects that are in the new table and in no list: their number, and their lengths, bytes.
     pub unlisted: (u64, u64),
-    /// Of a rollback: what the volume's size is from here on, bytes.
-    pub size_bytes: Option<u64>,
+    /// Of a rollback: what else is again as it was.
+    pub back_to: Option<BackTo>,
+}
+
+/// What a rollback brings back beside the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackTo {
+    /// Size of the volume, bytes.
+    pub size_bytes: u64,
+    /// The newest cut with objects. The next one names it as its parent, so that the chain of cuts, without any manifest,
+    /// passes over those that the volume went back behind.
+    pub data_cut: Option<(Generation, Epoch)>,
 }
 
 /// What a checkpoint starts from.
@@ -115,7 +125,7 @@ pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
         mapped_blocks,
         moved: job.moved.clone(),
         unlisted: (0, 0),
-        size_bytes: None,
+        back_to: None,
     })
 }
 

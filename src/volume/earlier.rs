@@ -70,6 +70,7 @@ pub async fn find(
     listed.extend(newest.manifest.objects.iter().map(by_epoch));
     let mut tried = newest.manifest.roots.epoch;
     let mut parent = newest.manifest.parent;
+    let mut data_cut = newest.manifest.data_cut;
     for _ in 0..CHAIN_MAX {
         let Some(link) = parent else { break };
         let older = match bucket.load_manifest(link.generation, link.epoch).await {
@@ -78,6 +79,11 @@ pub async fn find(
             Err(error) if error.kind() == Kind::Corrupt => break,
             Err(error) => return Err(error),
         };
+        if older.data_cut > data_cut {
+            // The volume went back behind cuts that this one lists.
+            break;
+        }
+        data_cut = older.data_cut;
         listed.extend(older.objects.iter().map(by_epoch));
         let same_snapshots = older.roots.snapshots == newest.manifest.roots.snapshots
             && older.snapshots == newest.manifest.snapshots;

@@ -34,7 +34,7 @@ use wal::Lsn;
 
 use super::{
     bucket::Published,
-    checkpoint::{self, Checkpoint},
+    checkpoint::{self, BackTo, Checkpoint},
     claims::{self, Tenure},
     core::{Core, Progress},
     earlier::Rebased,
@@ -203,8 +203,9 @@ impl Publisher {
                 }
                 Event::Checkpointed(done) => match *done {
                     Ok(checkpoint) => {
-                        if let Some(size_bytes) = checkpoint.size_bytes {
+                        if let Some(BackTo { size_bytes, data_cut }) = checkpoint.back_to {
                             self.core.state_mut().size_bytes = size_bytes;
+                            self.data_cut = data_cut;
                         }
                         self.checkpointed = Some(checkpoint);
                         self.checkpoint_after = 0;
@@ -370,7 +371,7 @@ impl Publisher {
     /// Publishes a cut whose objects are all uploaded, and a checkpoint with it if one is ready.
     async fn publish(&mut self, cut: Cut, objects: Vec<NewObject>) -> Result<(), VolumeError> {
         let checkpoint = self.checkpointed.take();
-        let is_rollback = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.size_bytes.is_some());
+        let is_rollback = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.back_to.is_some());
         let pages = checkpoint.iter().flat_map(|checkpoint| &checkpoint.objects).map(|pages| {
             let mut pages = pages.clone();
             pages.listed.epoch = cut.epoch;
@@ -490,6 +491,9 @@ impl Publisher {
             // The delta that it wrote began with them.
             manifest.inherited.clear();
             manifest.totals.mapped_blocks = checkpoint.mapped_blocks;
+            if let Some(BackTo { data_cut, .. }) = checkpoint.back_to {
+                manifest.data_cut = data_cut;
+            }
         }
         let Totals { objects, object_bytes, .. } = &mut manifest.totals;
         let unlisted = checkpoint.map_or((0, 0), |checkpoint| checkpoint.unlisted);
@@ -587,11 +591,11 @@ impl Publisher {
         if !is_quiet || self.checkpoint.is_some() || self.checkpointed.is_some() {
             return;
         }
-        let Some(Asked { to, size_bytes, done }) = self.core.rollback().take() else { return };
+        let Some(Asked { to, back_to, done }) = self.core.rollback().take() else { return };
         let job = self.checkpoint_job();
         let core = Arc::clone(&self.core);
         self.rolling_back = Some(done);
-        self.checkpoint = Some(Task::spawn(async move { rollback::run(&core, &job, &to, size_bytes).await }));
+        self.checkpoint = Some(Task::spawn(async move { rollback::run(&core, &job, &to, back_to).await }));
     }
 
     /// What is to be checkpointed now: from here on the delta is a new one.

@@ -17,14 +17,18 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::{
-    checkpoint::{self, Checkpoint, Job},
+    checkpoint::{self, BackTo, Checkpoint, Job},
     core::Core,
     error::VolumeError,
     open::load_delta,
     snapshots::Change,
 };
 use crate::{
-    format::{ids::Epoch, manifest::Snapshot, names},
+    format::{
+        ids::Epoch,
+        manifest::{Manifest, Snapshot},
+        names,
+    },
     map::{
         compare::{Compare, MapState},
         delta::{Delta, NewObject},
@@ -36,8 +40,8 @@ use crate::{
 pub(super) struct Asked {
     /// The maps to go back to.
     pub(super) to: MapState,
-    /// The size then, bytes.
-    pub(super) size_bytes: u64,
+    /// And what else.
+    pub(super) back_to: BackTo,
     /// Told when a manifest with them is published, or why there is none.
     pub(super) done: oneshot::Sender<Result<(), VolumeError>>,
 }
@@ -73,9 +77,10 @@ impl Core {
         })?;
         let extents = load_delta(&self.bucket, &manifest.manifest).await?.extents;
         let maps = MapState { root: manifest.manifest.roots.blocks, extents };
+        let Manifest { size_bytes, data_cut, .. } = manifest.manifest;
         let kept = if keep { Some(self.keep_before().await?) } else { None };
         let (done, answer) = oneshot::channel();
-        *self.rollback() = Some(Asked { to: maps, size_bytes: manifest.manifest.size_bytes, done });
+        *self.rollback() = Some(Asked { to: maps, back_to: BackTo { size_bytes, data_cut }, done });
         self.cut_wanted.notify_one();
         let ended = || Err(self.check().err().unwrap_or(VolumeError::Closed));
         answer.await.unwrap_or_else(|_| ended())?;
@@ -102,14 +107,14 @@ pub(super) async fn run(
     core: &Core,
     job: &Job,
     to: &MapState,
-    size_bytes: u64,
+    back_to: BackTo,
 ) -> Result<Checkpoint, VolumeError> {
     let head = MapState { root: job.roots.blocks, extents: job.delta.extents.clone() };
     let mut compare = Compare::new(&*core.frames, &head, to);
     let mut delta = Delta::clone(&job.delta);
     let mut done: Option<Checkpoint> = None;
     let (mut job, mut unlisted) = (job.clone(), (0, 0));
-    job.facts.size_bytes = job.facts.size_bytes.max(size_bytes);
+    job.facts.size_bytes = job.facts.size_bytes.max(back_to.size_bytes);
     let owner = core.bucket.header.volume;
     loop {
         let mut is_last = false;
@@ -126,7 +131,7 @@ pub(super) async fn run(
         if laid == 0
             && let Some(done) = done
         {
-            return Ok(Checkpoint { unlisted, size_bytes: Some(size_bytes), ..done });
+            return Ok(Checkpoint { unlisted, back_to: Some(back_to), ..done });
         }
         if let Some(before) = &done {
             unlisted.0 += before.objects.len() as u64;
@@ -141,7 +146,7 @@ pub(super) async fn run(
         (job.roots, job.mapped_blocks) = (written.roots.clone(), written.mapped_blocks);
         let moved = [moved, written.moved.clone()].concat();
         job.moved.clear();
-        let written = Checkpoint { moved, unlisted, size_bytes: Some(size_bytes), ..written };
+        let written = Checkpoint { moved, unlisted, back_to: Some(back_to), ..written };
         if is_last {
             return Ok(written);
         }

@@ -16,7 +16,8 @@ use s3bd::{
         bucket::Bucket,
         diff::{Changed, Now, TwoEpochs},
         error::VolumeError,
-        open::{Agreed, load_delta},
+        open::{Agreed, Repair, load_delta, open_repaired},
+        rebuild::rebuild,
         settings::Settings,
         snapshots::Change,
         walk::Direct,
@@ -344,4 +345,29 @@ async fn a_diff_costs_requests_by_what_changed_and_not_by_what_is_mapped() {
     assert!(large <= small + 4, "{small}, then {large}");
     let more = requests_of_diff(6000, 100).await;
     assert!(more > large + 90 && more < 2 * 100 + 40, "{large}, then {more}");
+}
+
+/// The cuts that a volume went back behind are no part of its line, also where no manifest says so.
+#[tokio::test(start_paused = true)]
+async fn objects_alone_add_up_to_what_was_written_after_a_rollback() {
+    let (mut history, volume) = shrunk(11).await;
+    volume.core().roll_back("large", false).await.unwrap();
+    history.image = history.snapshots["large"].clone();
+    for _ in 0..5 {
+        history.change(&volume).await;
+        volume.sync().await.unwrap();
+    }
+    volume.close().await.unwrap();
+    let mut contents = history.rig.memory.snapshot();
+    let manifests: Vec<String> =
+        contents.iter().map(|(key, _)| key.to_owned()).filter(|key| key.starts_with("manifests/")).collect();
+    manifests.iter().for_each(|name| assert!(contents.remove(name)));
+    history.rig.memory.restore(contents);
+    let env = env(history.rig.store.clone(), &Disks::new(), 50, "finder");
+    let bucket = unlock(&env).await;
+    let base = rebuild(&bucket, &env, |_, _| {}).await.unwrap().base;
+    let repair = Repair { base: Some(base), ..Repair::default() };
+    let settings = history.rig.settings.clone();
+    let volume = open_repaired(env, bucket, settings, crate::rig::WHATEVER, &repair).await.unwrap().0;
+    assert!(read(&volume).await == history.image);
 }
