@@ -42,7 +42,8 @@ pub(super) async fn perform(core: &Arc<Core>, request: &Request) -> Option<Resul
 
 async fn list_snapshots(core: &Arc<Core>) -> Result<Answer, VolumeError> {
     let newest = core.bucket.newest_manifest().await?;
-    snapshot_usage(&core.bucket, &newest.manifest).await.map(Answer::Snapshots)
+    let snapshots = snapshot_usage(&core.bucket, &newest.manifest).await?;
+    Ok(Answer::Snapshots { snapshots })
 }
 
 impl Target {
