@@ -70,6 +70,9 @@ struct Pair {
 /// The pages of a pair; none where there is none, or none is needed.
 type Loaded = [Option<Arc<Page>>; 2];
 
+/// A pair whose pages are being loaded.
+type Load<'a, E> = BoxFuture<'a, Result<(Pair, Loaded), E>>;
+
 /// A comparison under way.
 pub struct Compare<'a, P: Pages> {
     pages: &'a P,
@@ -78,7 +81,7 @@ pub struct Compare<'a, P: Pages> {
     on_top: Vec<OnTop>,
     /// Still to be looked at, the next one last.
     pending: Vec<Pair>,
-    loading: FuturesOrdered<BoxFuture<'a, Result<(Pair, Loaded), P::Error>>>,
+    loading: FuturesOrdered<Load<'a, P::Error>>,
     /// What was last sent for is an inner page: its children come before all else.
     at_inner: bool,
 }
