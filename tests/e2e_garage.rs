@@ -47,6 +47,10 @@ e2e::claims! {
         a_password_comes_from_a_file_a_command_or_the_environment,
         a_terminal_is_asked_and_shows_nothing,
         neither_plaintext_nor_password_is_stored_or_logged;
+    buckets:
+        a_bucket_is_listed_with_what_each_may_know,
+        a_snapshot_comes_back_and_what_changed_since_is_listed,
+        a_volume_is_removed_from_bucket_and_host;
     errors:
         a_wrong_or_missing_password_is_refused,
         a_volume_without_a_password_says_so,

@@ -15,7 +15,7 @@ use s3bd::store::limited::{Limited, Limits};
 use s3bd::store::memory::Memory;
 use s3bd::store::metered::{Meter, Metered};
 use s3bd::store::retry::{Random, RetryOptions, Retrying};
-use s3bd::store::{ErrorKind, Got, Listed, Put, PutMode, Range, Store, StoreError};
+use s3bd::store::{ErrorKind, Folder, Got, Listed, Put, PutMode, Range, Store, StoreError};
 use store_suite::body;
 use tokio::time::Instant;
 
@@ -303,6 +303,9 @@ async fn a_bucket_that_vanished_is_waited_for_and_one_that_never_was_is_not() {
         async fn list(&self, _: &str, _: Option<&str>, _: Option<usize>) -> Result<Vec<Listed>, StoreError> {
             unreachable!()
         }
+        async fn list_folder(&self, _: &str) -> Result<Folder, StoreError> {
+            unreachable!()
+        }
         async fn delete(&self, _: &[String]) -> Result<(), StoreError> {
             unreachable!()
         }
@@ -369,6 +372,10 @@ impl Store for Gate {
     async fn list(&self, _: &str, _: Option<&str>, _: Option<usize>) -> Result<Vec<Listed>, StoreError> {
         self.pass("read").await;
         Ok(Vec::new())
+    }
+    async fn list_folder(&self, _: &str) -> Result<Folder, StoreError> {
+        self.pass("read").await;
+        Ok(Folder::default())
     }
     async fn delete(&self, _: &[String]) -> Result<(), StoreError> {
         self.pass("change").await;

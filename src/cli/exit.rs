@@ -12,7 +12,7 @@ use crate::{
 /// Done.
 pub(super) const DONE: u8 = 0;
 /// Failed for another reason than those below.
-const FAILED: u8 = 1;
+pub(super) const FAILED: u8 = 1;
 /// The command line makes no sense.
 pub(super) const USAGE: u8 = 2;
 /// No such volume or bucket.

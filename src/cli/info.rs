@@ -61,6 +61,9 @@ fn print(name: &str, facts: &Facts) {
         ),
     );
     line("state", state(facts));
+    if let Some(parent) = &facts.clone_of {
+        line("clone of", parent.clone());
+    }
     for snapshot in facts.snapshots.iter().take(SNAPSHOTS_MAX) {
         line(
             "snapshot",

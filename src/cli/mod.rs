@@ -4,20 +4,24 @@
 //! that says what to do about it ([`exit`]).
 
 mod confirm;
+mod diff;
 mod exit;
 mod exports;
 mod fsck;
 mod info;
 mod init;
 mod key;
+mod list;
 mod new_secret;
 mod open;
 mod perform;
 mod progress;
 mod rebuilt;
 mod recover;
+mod remove;
 mod repair;
 mod resize;
+mod rollback;
 mod secret;
 mod serve;
 mod served;
@@ -62,6 +66,14 @@ enum Command {
     Fsck(fsck::Fsck),
     /// Say what a volume is, from its bucket alone.
     Info(info::Info),
+    /// List the volumes of a bucket.
+    List(list::List),
+    /// Say which ranges of a volume changed between two snapshots, or since one, from its maps alone.
+    Diff(diff::Diff),
+    /// Go back to a snapshot, while the volume is not open; what was written since is kept as another snapshot.
+    Rollback(rollback::Rollback),
+    /// Remove a volume, with its snapshots, from its bucket and this host.
+    Remove(remove::Remove),
     /// List, add, remove and change the secrets that open a volume.
     #[command(subcommand)]
     Key(key::Key),
@@ -102,6 +114,10 @@ pub fn main() -> ExitCode {
             Command::Recover(command) => command.run().await,
             Command::Fsck(command) => return command.run().await,
             Command::Info(command) => command.run().await,
+            Command::List(command) => command.run().await,
+            Command::Diff(command) => command.run().await,
+            Command::Rollback(command) => command.run().await,
+            Command::Remove(command) => command.run().await,
             Command::Key(command) => command.run().await,
             Command::Resize(command) => command.run().await,
             Command::Snapshot(command) => command.run().await,

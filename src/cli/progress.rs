@@ -128,3 +128,21 @@ impl Bytes {
         self.0.0.set_position(done);
     }
 }
+
+/// Objects done, where nobody knows how many there are. Nothing where standard error is no terminal.
+pub(super) struct Counted(Clearing);
+
+impl Counted {
+    pub(super) fn new(what: &str) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template("{prefix} {human_pos} objects") {
+            bar.set_style(style);
+        }
+        bar.set_prefix(what.to_owned());
+        Self(Clearing(bar))
+    }
+
+    pub(super) fn show(&self, done: u64) {
+        self.0.0.set_position(done);
+    }
+}

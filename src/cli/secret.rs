@@ -81,6 +81,11 @@ impl SecretArgs {
         }
     }
 
+    /// The secret that the command line or the environment has; nobody is asked.
+    pub(super) async fn find(&self) -> anyhow::Result<Option<Secret>> {
+        self.given(typed).await
+    }
+
     /// `read` makes a secret of a password's bytes.
     async fn given(&self, read: fn(&[u8]) -> anyhow::Result<Secret>) -> anyhow::Result<Option<Secret>> {
         if self.no_password {

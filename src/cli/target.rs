@@ -33,12 +33,9 @@ const FIRST_ANSWER: Duration = Duration::from_secs(30);
 /// How long a command waits for a store that answers and refuses a call: credentials that are being rotated come soon.
 const REFUSAL: Duration = Duration::from_secs(30);
 
-/// Where the volume is.
+/// How a store is reached.
 #[derive(Clone, Debug, Args)]
-pub(super) struct Target {
-    /// BUCKET/VOLUME, or file:DIR/VOLUME.
-    #[arg(value_name = "VOLUME")]
-    location: Location,
+pub(super) struct StoreArgs {
     /// Address of the S3 server, if not Amazon's; also AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL.
     #[arg(long, value_name = "URL", help_heading = "Store")]
     endpoint: Option<String>,
@@ -48,6 +45,16 @@ pub(super) struct Target {
     /// Profile in the AWS configuration files; also AWS_PROFILE.
     #[arg(long, help_heading = "Store")]
     profile: Option<String>,
+}
+
+/// Where the volume is.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Target {
+    /// BUCKET/VOLUME, or file:DIR/VOLUME.
+    #[arg(value_name = "VOLUME")]
+    location: Location,
+    #[command(flatten)]
+    store: StoreArgs,
     /// Where logs and caches of volumes are kept [default: $XDG_STATE_HOME/s3bd, or ~/.local/state/s3bd].
     #[arg(long, value_name = "DIR", env = "S3BD_STATE_DIR", help_heading = "Store")]
     state_dir: Option<PathBuf>,
@@ -57,6 +64,22 @@ pub(super) struct Target {
 pub(super) struct Outside {
     pub(super) env: Env,
     pub(super) opened: Opened,
+}
+
+impl StoreArgs {
+    /// How to open a store.
+    pub(super) fn options(&self) -> OpenOptions {
+        OpenOptions {
+            s3: S3Options {
+                endpoint: self.endpoint.clone(),
+                region: self.region.clone(),
+                profile: self.profile.clone(),
+                ..S3Options::default()
+            },
+            retry: RetryOptions { first_answer_deadline: Some(FIRST_ANSWER), ..RetryOptions::default() },
+            random: os_random(),
+        }
+    }
 }
 
 impl Target {
@@ -174,19 +197,10 @@ impl Target {
         }
     }
 
-    fn s3_options(&self) -> S3Options {
-        S3Options {
-            endpoint: self.endpoint.clone(),
-            region: self.region.clone(),
-            profile: self.profile.clone(),
-            ..S3Options::default()
-        }
-    }
-
     /// The S3 server that is meant, as its server on this host calls it; none for Amazon's, and for a directory.
     pub(super) async fn endpoint(&self) -> anyhow::Result<Option<String>> {
         match self.location.backend {
-            Backend::Bucket(_) => server_address(&self.s3_options()).await.with_context(|| self.name()),
+            Backend::Bucket(_) => server_address(&self.store.options().s3).await.with_context(|| self.name()),
             Backend::Directory(_) => Ok(None),
         }
     }
@@ -212,7 +226,7 @@ impl Target {
             refusal_deadline,
             ..RetryOptions::default()
         };
-        let options = OpenOptions { s3: self.s3_options(), retry, random: os_random() };
+        let options = OpenOptions { retry, ..self.store.options() };
         let opened: Result<Opened, StoreError> = open_store(&self.location, &options).await;
         let opened = opened.with_context(|| self.name())?;
         let env = Env {

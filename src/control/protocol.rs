@@ -250,8 +250,14 @@ mod tests {
             shared_bytes: 2,
             clones: vec!["copy".to_owned()],
         };
-        let info =
-            SnapshotInfo { id: 1, name: "a".to_owned(), epoch: usage.epoch, time_ms: 5, size_bytes: 9 };
+        let info = SnapshotInfo {
+            id: 1,
+            name: "a".to_owned(),
+            epoch: usage.epoch,
+            time_ms: 5,
+            size_bytes: 9,
+            clones: Vec::new(),
+        };
         for answer in [Answer::Done, Answer::Snapshot(info), Answer::Snapshots { snapshots: vec![usage] }] {
             let line = encode_reply(&Reply::Answer(answer.clone()));
             assert_eq!(decode_reply(&line), Ok(Reply::Answer(answer)));

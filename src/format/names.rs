@@ -15,6 +15,9 @@ pub const MANIFESTS: &str = "manifests/";
 /// Prefix of the block objects.
 pub const OBJECTS: &str = "objects/";
 
+/// All prefixes below a volume's own: nothing else lies there.
+pub const FOLDERS: [&str; 4] = [KEYS, CLAIMS, MANIFESTS, OBJECTS];
+
 /// Name of a key slot.
 #[must_use]
 pub fn slot(id: u32) -> String {
@@ -37,6 +40,12 @@ pub fn after_claims(generation: Generation) -> String {
 #[must_use]
 pub fn manifest(generation: Generation, epoch: Epoch) -> String {
     format!("{MANIFESTS}{:016x}-{:016x}", generation.0, epoch.0)
+}
+
+/// A name that sorts before every manifest of `generation` and after those of the one before.
+#[must_use]
+pub fn first_manifest(generation: Generation) -> String {
+    format!("{MANIFESTS}{:016x}", generation.0)
 }
 
 /// Name of a block object.

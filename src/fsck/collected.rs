@@ -18,8 +18,10 @@ use crate::{
 impl Check<'_> {
     /// Of all that is missing, forgets what the manifest that is now the newest does not need.
     pub(super) async fn forget_collected(&mut self, reader: &mut Reader) -> Result<(), VolumeError> {
-        let mut missing = self.lost.missing();
-        missing.extend(reader.missing());
+        // What a clone needs of another volume is never collected.
+        let own = self.bucket().header.volume;
+        let mut missing = self.lost.missing(own);
+        missing.extend(reader.missing(own));
         if missing.is_empty() || !self.has_moved_on().await? {
             return Ok(());
         }

@@ -13,7 +13,7 @@ use futures::stream::{StreamExt, TryStreamExt};
 use super::{Blocks, Check, Finding, Sample};
 use crate::{
     format::{
-        ids::{FrameRef, Generation, Sequence},
+        ids::{FrameRef, Generation, Sequence, VolumeId},
         index::Run,
     },
     volume::{
@@ -94,9 +94,12 @@ impl Reader {
         Ok(())
     }
 
-    /// Objects that turned out to be missing.
-    pub(super) fn missing(&self) -> impl Iterator<Item = (Generation, Sequence)> + '_ {
-        let missing = self.damaged.iter().filter(|(_, (_, error, _))| *error == FrameError::Missing);
+    /// Objects of the volume `own` that turned out to be missing.
+    pub(super) fn missing(&self, own: VolumeId) -> impl Iterator<Item = (Generation, Sequence)> + '_ {
+        let missing = self
+            .damaged
+            .iter()
+            .filter(move |(_, (frame, error, _))| *error == FrameError::Missing && frame.object.owner == own);
         missing.map(|((generation, sequence, _), _)| (*generation, *sequence))
     }
 

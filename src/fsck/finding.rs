@@ -11,7 +11,7 @@ use super::{
 use crate::{
     format::{
         FormatError,
-        ids::{Epoch, Generation, Sequence},
+        ids::{Epoch, Generation, Sequence, VolumeId},
         index::MapKind,
         names,
     },
@@ -154,6 +154,18 @@ pub enum Finding {
         /// The manifest's name.
         manifest: String,
     },
+    /// A snapshot is kept for a clone that is not there any more, or was never finished.
+    PinStale {
+        /// The snapshot's name.
+        snapshot: String,
+        /// The clone's name.
+        clone: String,
+        /// The clone's id.
+        #[serde(serialize_with = "as_text")]
+        volume: VolumeId,
+    },
+    /// The header's name while the volume was made is there beside its own.
+    UnfinishedLeft,
     /// Objects of a cut that the newest manifest lists are not all there.
     CutIncomplete {
         /// The cut.
@@ -333,9 +345,11 @@ impl Finding {
             | Self::DeadObject { found: None, .. }
             | Self::MovedOn { .. }
             | Self::Strays { .. }
+            | Self::UnfinishedLeft
             | Self::UnknownKeys { .. } => Severity::Note,
             // Space that is never collected, and figures that people read.
             Self::LiveBytes { excess_bytes: ..0, .. }
+            | Self::PinStale { .. }
             | Self::Totals { .. }
             | Self::DeadObject { found: Some(_), .. } => Severity::Warning,
             Self::HeaderMissing

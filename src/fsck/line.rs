@@ -12,7 +12,7 @@ use crate::{
         envelope::Content,
         ids::{Epoch, Generation},
         index::MapKind,
-        manifest::{Digest, Manifest, ManifestLink, Snapshot},
+        manifest::{CloneRef, Digest, Manifest, ManifestLink, Snapshot},
         names,
         page::Page,
         slot::Slot,
@@ -22,7 +22,7 @@ use crate::{
     volume::{
         bucket::Bucket,
         error::{Kind, VolumeError},
-        info,
+        info, pins,
         snapshots::SnapshotTable,
         walk::Walk,
     },
@@ -247,6 +247,12 @@ impl Check<'_> {
                 let manifest = names::manifest(pinned.0, pinned.1);
                 self.add(Finding::SnapshotLost { snapshot: snapshot.name.clone(), manifest });
             }
+            for clone in &snapshot.clones {
+                if pins::is_stale(&direct.bucket, clone).await? {
+                    let CloneRef { volume, name } = clone.clone();
+                    self.add(Finding::PinStale { snapshot: snapshot.name.clone(), clone: name, volume });
+                }
+            }
         }
         Ok(snapshots.iter().cloned().collect())
     }
@@ -276,6 +282,10 @@ impl Check<'_> {
                 .filter(|key| key != names::HEADER && !prefixes.iter().any(|prefix| key.starts_with(prefix)));
             unknown.extend(in_gap);
             after = next.map(|next| format!("{next}~"));
+        }
+        if let Some(at) = unknown.iter().position(|key| key == names::HEADER_UNFINISHED) {
+            unknown.swap_remove(at);
+            self.add(Finding::UnfinishedLeft);
         }
         if let Some(first) = unknown.iter().min() {
             self.add(Finding::UnknownKeys { count: unknown.len() as u64, first: first.clone() });

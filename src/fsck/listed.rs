@@ -22,39 +22,46 @@ use crate::{
 pub(super) struct Listed {
     /// What could be read of it.
     pub(super) delta: Delta,
-    /// All of it, by number.
+    /// All of it that is this volume's, by number.
     pub(super) objects: BTreeMap<Sequence, ListedObject>,
 }
 
 impl Check<'_> {
     /// Reads the indexes, and the headers too unless the check is a quick one.
     pub(super) async fn check_listed(&mut self, manifest: &Manifest) -> Result<Listed, VolumeError> {
-        self.progress.begin(Stage::Listed, Some(manifest.objects.len() as u64));
+        let total = manifest.inherited.len() + manifest.objects.len();
+        self.progress.begin(Stage::Listed, Some(total as u64));
         let direct = self.direct.clone();
         let bucket = &direct.bucket;
+        let own = bucket.header.volume;
         let header = self.options.level != Level::Quick;
-        let looks = manifest.objects.iter().map(|listed| async move {
-            let found = look(bucket, &Known::of_listed(*listed), header).await?;
-            Ok::<_, VolumeError>((*listed, found))
+        let inherited = manifest.inherited.iter().map(|inherited| (inherited.owner, inherited.object));
+        let all = inherited.chain(manifest.objects.iter().map(|listed| (own, *listed)));
+        let looks = all.map(|(owner, listed)| async move {
+            let found = look(bucket, &Known::of_listed(owner, listed), header).await?;
+            Ok::<_, VolumeError>((owner, listed, found))
         });
         let mut looks = futures::stream::iter(looks).buffered(self.loads_max()).boxed();
         let mut delta = Delta::new(bucket.block_bytes(), manifest.roots.epoch);
         let mut objects = BTreeMap::new();
         let mut cuts: BTreeMap<Epoch, (u64, u32)> = BTreeMap::new();
         let mut is_whole = true;
-        while let Some((listed, found)) = looks.try_next().await? {
+        while let Some((owner, listed, found)) = looks.try_next().await? {
             self.progress.advance(1);
-            self.report.counts.objects += 1;
-            self.report.counts.object_bytes += listed.bytes;
-            objects.insert(listed.sequence, listed);
+            let is_own = owner == own;
+            if is_own {
+                self.report.counts.objects += 1;
+                self.report.counts.object_bytes += listed.bytes;
+                objects.insert(listed.sequence, listed);
+            }
             let name = (listed.generation, listed.sequence);
             let index = match found {
                 Found::Missing => {
-                    self.lost.object(name, None, listed.bytes, true);
+                    self.lost.object(owner, name, None, listed.bytes, true);
                     None
                 }
                 Found::Length(found) => {
-                    self.lost.object(name, Some(found), listed.bytes, true);
+                    self.lost.object(owner, name, Some(found), listed.bytes, true);
                     None
                 }
                 Found::Here(index, findings) => {
@@ -68,8 +75,8 @@ impl Check<'_> {
                         let cut = cuts.entry(listed.epoch).or_default();
                         *cut = (cut.0 + 1, index.parts.max(cut.1));
                     }
-                    let object = listed.place(bucket.header.volume);
-                    delta.apply(&NewObject { listed, object, index });
+                    let new = NewObject { listed, object: listed.place(owner), index };
+                    if is_own { delta.apply(&new) } else { delta.inherit(&new) }
                 }
                 None => is_whole = false,
             }

@@ -1,11 +1,13 @@
 //! What is missing, gathered by object: a page or an extent in a missing object is told with the object, not by itself.
+//!
+//! Numbers alone name objects: those of a clone and those of the volumes that it reads from differ.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Blocks, Finding, finding::object_name};
 use crate::{
     format::{
-        ids::{FrameRef, Generation, Sequence},
+        ids::{FrameRef, Generation, Sequence, VolumeId},
         index::{MapKind, Run},
     },
     map::tree::{PageAt, last_key},
@@ -15,6 +17,7 @@ use crate::{
 /// An object that is missing, or is not as long as it was.
 #[derive(Debug)]
 struct Broken {
+    owner: VolumeId,
     /// Its length now; none where it is missing.
     found: Option<u64>,
     expected: u64,
@@ -38,13 +41,19 @@ impl Lost {
     /// An object of `expected` bytes is not there, or has `found` bytes.
     pub(super) fn object(
         &mut self,
+        owner: VolumeId,
         name: (Generation, Sequence),
         found: Option<u64>,
         expected: u64,
         listed: bool,
     ) {
-        let broken = Broken { found, expected, listed, pages: 0, blocks: Blocks::default() };
+        let broken = Broken { owner, found, expected, listed, pages: 0, blocks: Blocks::default() };
         self.objects.insert(name, broken);
+    }
+
+    /// Whether an object is known not to be as it was.
+    pub(super) fn knows(&self, name: (Generation, Sequence)) -> bool {
+        self.objects.contains_key(&name)
     }
 
     /// Notes that `run` has its content in `frame`, and says whether that is gone with its object.
@@ -63,10 +72,13 @@ impl Lost {
         self.pages.push((at, error));
     }
 
-    /// Objects of which something is missing.
-    pub(super) fn missing(&self) -> BTreeSet<(Generation, Sequence)> {
-        let objects = self.objects.iter().filter(|(_, broken)| broken.found.is_none());
-        let pages = self.pages.iter().filter(|(_, error)| *error == FrameError::Missing);
+    /// Objects of the volume `own` of which something is missing.
+    pub(super) fn missing(&self, own: VolumeId) -> BTreeSet<(Generation, Sequence)> {
+        let objects = self.objects.iter().filter(|(_, broken)| broken.found.is_none() && broken.owner == own);
+        let pages = self
+            .pages
+            .iter()
+            .filter(|(at, error)| *error == FrameError::Missing && at.frame.object.owner == own);
         objects.map(|(name, _)| *name).chain(pages.map(|(at, _)| holder(&at.frame))).collect()
     }
 
@@ -111,7 +123,7 @@ impl Lost {
         }
         findings.extend(self.objects.into_iter().map(|(name, broken)| {
             let name = object_name(name);
-            let Broken { found, expected, listed, pages, blocks } = broken;
+            let Broken { found, expected, listed, pages, blocks, .. } = broken;
             match found {
                 None => Finding::ObjectMissing { name, listed, pages, blocks },
                 Some(found) => Finding::ObjectLength { name, found, expected, listed, pages, blocks },

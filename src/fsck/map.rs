@@ -28,6 +28,7 @@ impl Check<'_> {
         let total =
             brought.fold(manifest.totals.mapped_blocks, |sum, extent| sum.saturating_add(extent.count));
         self.progress.begin(Stage::Blocks, Some(total));
+        self.look_for_others(delta.extents.iter().map(|extent| extent.target)).await?;
         for extent in delta.extents.iter() {
             self.visible(extent, reader).await?;
         }
@@ -39,6 +40,7 @@ impl Check<'_> {
             match self.take_page(at, page)?.as_deref() {
                 None => ledger.map_whole = false,
                 Some(Page::Blocks(extents)) => {
+                    self.look_for_others(extents.iter().map(|extent| extent.target.clone())).await?;
                     for extent in extents {
                         self.check_extent(extent, delta, ledger, reader).await?;
                     }
@@ -58,9 +60,7 @@ impl Check<'_> {
     ) -> Result<(), VolumeError> {
         let run = Run { block: extent.block, count: extent.count };
         ledger.mapped_blocks = ledger.mapped_blocks.saturating_add(extent.count);
-        if let Target::Frame(frame, _) = &extent.target
-            && frame.object.owner == self.bucket().header.volume
-        {
+        if let Target::Frame(frame, _) = &extent.target {
             ledger.take_run(frame, run, self.bucket().block_bytes().into());
         }
         for Run { block, count } in delta.extents.resolve(&[run], &mut Vec::new()) {
@@ -80,8 +80,7 @@ impl Check<'_> {
             Target::Frame(frame, _) => {
                 let bytes = count.saturating_mul(self.bucket().block_bytes().into());
                 self.report.counts.mapped_bytes = self.report.counts.mapped_bytes.saturating_add(bytes);
-                let is_own = frame.object.owner == self.bucket().header.volume;
-                if is_own && !self.lost.hits(&frame, run) {
+                if !self.lost.hits(&frame, run) {
                     return reader.add(self, frame, run).await;
                 }
             }

@@ -9,7 +9,8 @@
 //!
 //! # Concurrency
 //! `Options::concurrency` requests are under way at most. Memory is bounded by that, by the newest manifest's list (as
-//! at open), and by eight bytes for each object that the volume ever had: a listing and the maps are never held whole.
+//! at open), and by eight bytes for each object that the volume ever had, sixteen for those of a clone's origin: a listing
+//! and the maps are never held whole.
 //!
 //! The volume may move on under a check. The line of manifests is read anew where a part of it was removed meanwhile.
 //! What its newest one names exists until it is collected, so an object that turns out missing counts only if the
@@ -19,8 +20,9 @@
 //! Whatever is wrong with the volume is a [`Finding`]; an `Err` is a store that cannot be asked.
 //!
 //! # Not handled
-//! Maps of pinned epochs below the newest; objects of other volumes that a clone reads; whether an index names the same
-//! blocks for a frame as the map does (the seal proves that a frame is the one meant).
+//! Maps of pinned epochs below the newest; headers and indexes of other volumes' objects that a clone reads (that they are
+//! there is checked, and with data every frame); whether an index names the same blocks for a frame as the map does (the
+//! seal proves that a frame is the one meant).
 
 pub mod blocks;
 pub mod detail;
@@ -38,6 +40,7 @@ mod listing;
 mod lost;
 mod map;
 mod object;
+mod others;
 mod table;
 mod words;
 
@@ -50,7 +53,7 @@ pub use self::{
     remedy::Remedy,
     report::{Counts, Report},
 };
-use self::{data::Reader, lost::Lost};
+use self::{data::Reader, lost::Lost, others::Others};
 use crate::{
     format::{
         FormatError,
@@ -160,6 +163,7 @@ struct Check<'a> {
     progress: &'a dyn Progress,
     report: Report,
     lost: Lost,
+    others: Others,
     /// Pages of maps that were read before the object table was known.
     own_pages: Vec<FrameRef>,
     /// The newest manifest in the listing that the check goes by.
@@ -176,6 +180,7 @@ impl<'a> Check<'a> {
             progress,
             report,
             lost: Lost::default(),
+            others: Others::default(),
             own_pages: Vec::new(),
             newest_listed: None,
         }

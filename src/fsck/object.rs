@@ -5,14 +5,14 @@ use std::sync::Arc;
 use super::{Finding, detail::IndexProblem, finding::object_name};
 use crate::{
     format::{
-        ids::{Epoch, Generation, ObjectRef, Sequence},
+        ids::{Epoch, Generation, ObjectRef, Sequence, VolumeId},
         index::Index,
         manifest::ListedObject,
         object::{self, FOOTER_BYTES, Footer, HEADER_BYTES},
         page::ObjectInfo,
     },
     seal::{SealError, small::OpenError},
-    store::{ErrorKind, Got, Range},
+    store::{ErrorKind, Got, Range, Store},
     volume::{
         bucket::{Bucket, digest},
         error::VolumeError,
@@ -37,6 +37,7 @@ pub(super) enum Found {
 /// What is known of an object from elsewhere.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
+    owner: VolumeId,
     pub(super) generation: Generation,
     pub(super) sequence: Sequence,
     bytes: u64,
@@ -48,8 +49,9 @@ pub(super) struct Known {
 }
 
 impl Known {
-    pub(super) fn of_entry(sequence: Sequence, info: &ObjectInfo) -> Self {
+    pub(super) fn of_entry(owner: VolumeId, sequence: Sequence, info: &ObjectInfo) -> Self {
         Self {
+            owner,
             generation: info.generation,
             sequence,
             bytes: info.bytes,
@@ -59,8 +61,9 @@ impl Known {
         }
     }
 
-    pub(super) fn of_listed(listed: ListedObject) -> Self {
+    pub(super) fn of_listed(owner: VolumeId, listed: ListedObject) -> Self {
         Self {
+            owner,
             generation: listed.generation,
             sequence: listed.sequence,
             bytes: listed.bytes,
@@ -92,7 +95,9 @@ async fn look_once(bucket: &Bucket, known: &Known, header: bool) -> Result<Found
     let name = object_name(known.name());
     let tail_bytes =
         known.listed.map_or(TAIL_BYTES, |listed| u64::from(listed.index_bytes) + FOOTER_BYTES as u64);
-    let Some(tail) = get(bucket, &name, Range::Suffix { length: tail_bytes }).await? else {
+    // Of a volume that is not known there is nothing.
+    let Ok(store) = bucket.store_of(known.owner) else { return Ok(Found::Missing) };
+    let Some(tail) = get(&*store, &name, Range::Suffix { length: tail_bytes }).await? else {
         return Ok(Found::Missing);
     };
     if tail.object_bytes != known.bytes {
@@ -100,21 +105,21 @@ async fn look_once(bucket: &Bucket, known: &Known, header: bool) -> Result<Found
     }
     let mut findings = Vec::new();
     // Without a list to say it, only the header has the salt that the object's key comes from.
-    let mut reference = known.listed.map(|listed| listed.place(bucket.header.volume));
+    let mut reference = known.listed.map(|listed| listed.place(known.owner));
     if header || reference.is_none() {
         let length = HEADER_BYTES as u64;
-        let head = match get(bucket, &name, Range::Part { offset: 0, length }).await {
+        let head = match get(&*store, &name, Range::Part { offset: 0, length }).await {
             Ok(Some(head)) => object::decode_header(&head.bytes).map_err(Some),
             Ok(None) => return Ok(Found::Missing),
             Err(VolumeError::Store(error)) if error.kind == ErrorKind::Short => Err(None),
             Err(error) => return Err(error),
         };
-        match head.and_then(|found| if is_named(&found, bucket, known) { Ok(found) } else { Err(None) }) {
+        match head.and_then(|found| if is_named(&found, known) { Ok(found) } else { Err(None) }) {
             Ok(found) => reference = Some(found),
             Err(error) => findings.push(Finding::ObjectHeader { name: name.clone(), error }),
         }
     }
-    let index = match open_tail(bucket, known, reference, tail).await {
+    let index = match open_tail(bucket, &*store, known, reference, tail).await {
         Ok(index) => index,
         Err(VolumeError::Store(error)) => return Err(VolumeError::Store(error)),
         Err(error) => {
@@ -127,16 +132,16 @@ async fn look_once(bucket: &Bucket, known: &Known, header: bool) -> Result<Found
     Ok(Found::Here(index.map(Arc::new), findings))
 }
 
-async fn get(bucket: &Bucket, name: &str, range: Range) -> Result<Option<Got>, VolumeError> {
-    match bucket.store.get(name, range).await {
+async fn get(store: &dyn Store, name: &str, range: Range) -> Result<Option<Got>, VolumeError> {
+    match store.get(name, range).await {
         Ok(got) => Ok(Some(got)),
         Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-fn is_named(found: &ObjectRef, bucket: &Bucket, known: &Known) -> bool {
-    found.owner == bucket.header.volume
+fn is_named(found: &ObjectRef, known: &Known) -> bool {
+    found.owner == known.owner
         && (found.generation, found.sequence) == known.name()
         && known.listed.is_none_or(|listed| listed.salt == found.salt)
 }
@@ -154,6 +159,7 @@ fn words(error: &VolumeError) -> String {
 /// The index; `None` where the key to it is not known.
 async fn open_tail(
     bucket: &Bucket,
+    store: &dyn Store,
     known: &Known,
     reference: Option<ObjectRef>,
     mut tail: Got,
@@ -163,7 +169,7 @@ async fn open_tail(
     let footer = footer.map_err(|error| VolumeError::damaged(&name, error))?;
     let length = u64::from(footer.index_bytes) + FOOTER_BYTES as u64;
     if length > tail.bytes.len() as u64 {
-        match get(bucket, &name, Range::Suffix { length }).await? {
+        match get(store, &name, Range::Suffix { length }).await? {
             Some(longer) => tail = longer,
             None => return Ok(None),
         }

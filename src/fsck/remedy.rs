@@ -78,6 +78,8 @@ impl Finding {
             | Self::ObjectLength { .. }
             | Self::ObjectIndex { .. }
             | Self::ObjectHeader { .. }
+            | Self::PinStale { .. }
+            | Self::UnfinishedLeft
             | Self::Frame { .. }
             | Self::Page { map: MapKind::Blocks | MapKind::Objects, .. } => Remedy::Repair,
             Self::LostBlocks { .. } => Remedy::Overwrite,

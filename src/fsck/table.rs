@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     format::{
-        ids::{FrameRef, Generation, ObjectRef, Sequence},
+        ids::{FrameRef, Generation, ObjectRef, Sequence, VolumeId},
         index::{MapKind, Run},
         manifest::{Manifest, Snapshot},
         names,
@@ -35,6 +35,7 @@ struct Chunk {
 
 /// The table's account of every object, from which is taken what the maps name. What is left at the end is wrong.
 pub(super) struct Ledger {
+    own: VolumeId,
     chunks: BTreeMap<u64, Box<Chunk>>,
     /// First number of each tenure.
     tenures: Vec<(Sequence, Generation)>,
@@ -49,8 +50,9 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    fn new(listed: &Listed) -> Self {
+    fn new(own: VolumeId, listed: &Listed) -> Self {
         Self {
+            own,
             chunks: BTreeMap::new(),
             tenures: Vec::new(),
             listed: listed.objects.iter().map(|(sequence, object)| (*sequence, object.generation)).collect(),
@@ -83,9 +85,10 @@ impl Ledger {
         self.tenures.get(after.checked_sub(1)?).map(|tenure| tenure.1)
     }
 
-    /// The maps name `bytes` of plaintext in an object; `false` where it is in neither table nor list.
+    /// The maps name `bytes` of plaintext in an object; `false` where it should be in table or list, and is not.
     fn take(&mut self, object: &ObjectRef, bytes: u64) -> bool {
-        if self.listed.get(&object.sequence) == Some(&object.generation) {
+        // Other volumes' objects are theirs to account for.
+        if object.owner != self.own || self.listed.get(&object.sequence) == Some(&object.generation) {
             return true;
         }
         let tenure = self.tenure_of(object.sequence);
@@ -213,7 +216,7 @@ impl Check<'_> {
             manifest,
             listed,
             snapshots,
-            ledger: Ledger::new(listed),
+            ledger: Ledger::new(self.bucket().header.volume, listed),
             before: None,
             listing: (!quick).then(|| Listing::new(self.bucket().store.clone(), NAMES_MAX)),
             strays: Strays::default(),
@@ -250,7 +253,7 @@ impl Check<'_> {
     ) -> Result<(), VolumeError> {
         let mut looks = Vec::new();
         for (sequence, info) in entries {
-            let known = Known::of_entry(*sequence, info);
+            let known = Known::of_entry(self.bucket().header.volume, *sequence, info);
             self.report.counts.objects += 1;
             self.report.counts.object_bytes = self.report.counts.object_bytes.saturating_add(info.bytes);
             let mut problems = judge(*sequence, info, pass.manifest, pass.before);
@@ -297,7 +300,9 @@ impl Check<'_> {
         match found {
             Some(found) if found == info.bytes => return Ok(needed),
             found if !needed => self.add(Finding::DeadObject { name, found }),
-            found => self.lost.object(known.name(), found, info.bytes, false),
+            found => {
+                self.lost.object(self.direct.bucket.header.volume, known.name(), found, info.bytes, false)
+            }
         }
         Ok(false)
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{Blocks, Finding, Severity};
 use crate::{
-    format::index::MapKind,
+    format::{index::MapKind, names},
     volume::{format_time, info::Party},
 };
 
@@ -126,6 +126,16 @@ impl fmt::Display for Finding {
                     "snapshot {snapshot:?}: {manifest} is missing or damaged: the snapshot cannot be opened"
                 )
             }
+            Self::PinStale { snapshot, clone, volume } => write!(
+                f,
+                "snapshot {snapshot:?}: kept for the clone {clone} ({volume}), which is not there: it was removed, or never \
+                 finished"
+            ),
+            Self::UnfinishedLeft => write!(
+                f,
+                "{}: left from when the volume was made: nothing depends on it",
+                names::HEADER_UNFINISHED
+            ),
             Self::CutIncomplete { epoch, found, parts } => write!(
                 f,
                 "epoch {epoch}: the newest manifest lists {found} of its {parts} objects: a part of what was written \

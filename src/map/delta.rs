@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::extents::ExtentMap;
 use crate::format::{
-    ids::{Epoch, ObjectRef, Sequence},
+    ids::{Epoch, ObjectRef, Sequence, VolumeId},
     index::{FrameKind, Index, Run},
     manifest::{ListedObject, SnapshotChange},
     page::{Extent, ObjectInfo, Target},
@@ -22,6 +22,8 @@ pub struct Delta {
     pub cut_objects: usize,
     /// What each of them still has in `extents`.
     pub objects: BTreeMap<Sequence, ObjectInfo>,
+    /// Plaintext that objects of earlier checkpoints hold for `extents` again, bytes.
+    pub gained: BTreeMap<Sequence, u64>,
     /// Changes of the snapshot table.
     pub snapshots: Vec<SnapshotChange>,
     /// The newest cut in it.
@@ -65,6 +67,7 @@ impl Delta {
             listed: Vec::new(),
             cut_objects: 0,
             objects: BTreeMap::new(),
+            gained: BTreeMap::new(),
             snapshots: Vec::new(),
             epoch,
         }
@@ -84,6 +87,18 @@ impl Delta {
         self.listed.push(new.listed);
         self.cut_objects += usize::from(new.index.parts > 0);
         self.objects.insert(new.listed.sequence, new.info());
+        self.lay_all(new);
+    }
+
+    /// Lays an object of another volume, of which a clone's manifest lists it, below all own ones: what it holds counts,
+    /// and the object itself is not this volume's to account for.
+    pub fn inherit(&mut self, new: &NewObject) {
+        self.epoch = self.epoch.max(new.listed.epoch);
+        self.lay_all(new);
+    }
+
+    fn lay_all(&mut self, new: &NewObject) {
+        let epoch = new.listed.epoch;
         for run in &new.index.holes {
             self.lay(*run, Target::Hole, epoch);
         }
@@ -111,9 +126,30 @@ impl Delta {
         self.cut_objects += newer.cut_objects;
         self.objects.extend(newer.objects);
         self.snapshots.extend(newer.snapshots);
+        for (sequence, bytes) in newer.gained {
+            *self.gained.entry(sequence).or_default() += bytes;
+        }
         for Extent { block, count, target } in newer.extents.iter() {
             self.lay(Run { block, count }, target, newer.epoch);
         }
+    }
+
+    /// Lays an extent of an earlier state on top, so that its object, one of `owner`'s, is named again. Once for each block.
+    pub fn revive(&mut self, extent: Extent, owner: VolumeId) {
+        let Extent { block, count, ref target } = extent;
+        if let Target::Frame(frame, _) = target
+            && frame.object.owner == owner
+        {
+            let bytes = count * self.block_bytes;
+            match self.objects.get_mut(&frame.object.sequence) {
+                Some(info) => {
+                    info.live_bytes += bytes;
+                    info.died = None;
+                }
+                None => *self.gained.entry(frame.object.sequence).or_default() += bytes,
+            }
+        }
+        self.lay(Run { block, count }, extent.target, self.epoch);
     }
 
     fn lay(&mut self, run: Run, target: Target, epoch: Epoch) {

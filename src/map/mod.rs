@@ -10,6 +10,7 @@
 //! - An absent page, or a block that no leaf names, was never written: it reads as zeros.
 //! - Nothing here is proportional to the volume's size; work follows what is mapped and what changed.
 
+pub mod compare;
 pub mod delta;
 pub mod extents;
 pub mod objects;

@@ -94,6 +94,13 @@ pub enum ObjectChange {
     New(ObjectInfo),
     /// The maps let go of this many bytes of plaintext in it.
     Freed(u64),
+    /// The maps name so many bytes of plaintext in it again, and let go of so many others.
+    Gained {
+        /// Named again, bytes.
+        gained: u64,
+        /// Let go, bytes.
+        freed: u64,
+    },
 }
 
 /// Changes of the object table by one checkpoint.
@@ -112,8 +119,13 @@ impl ObjectChanges {
     pub fn free(&mut self, sequence: Sequence, bytes: u64) {
         match self.changes.entry(sequence).or_insert(ObjectChange::Freed(0)) {
             ObjectChange::New(info) => release(info, bytes, self.epoch),
-            ObjectChange::Freed(freed) => *freed += bytes,
+            ObjectChange::Freed(freed) | ObjectChange::Gained { freed, .. } => *freed += bytes,
         }
+    }
+
+    /// The maps name `bytes` of plaintext in an object of an earlier checkpoint again.
+    pub fn gain(&mut self, sequence: Sequence, bytes: u64) {
+        self.changes.insert(sequence, ObjectChange::Gained { gained: bytes, freed: 0 });
     }
 }
 
@@ -159,6 +171,13 @@ impl Changes for ObjectChanges {
                 ObjectChange::Freed(bytes) => {
                     if let Some(info) = entries.get_mut(sequence) {
                         release(info, *bytes, self.epoch);
+                    }
+                }
+                ObjectChange::Gained { gained, freed } => {
+                    if let Some(info) = entries.get_mut(sequence) {
+                        info.live_bytes += gained;
+                        info.died = None;
+                        release(info, *freed, self.epoch);
                     }
                 }
             }

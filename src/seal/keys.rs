@@ -15,8 +15,8 @@ pub struct Keys {
     object: Key,
     small: Key,
     log: Key,
-    /// Object keys of the volumes that a clone reads from.
-    owners: RwLock<HashMap<VolumeId, Key>>,
+    /// The volumes that a clone reads from: their object keys, and their names in the bucket.
+    owners: RwLock<HashMap<VolumeId, (Key, String)>>,
 }
 
 impl Keys {
@@ -42,7 +42,20 @@ impl Keys {
     /// Makes the objects of another volume readable.
     pub fn add_owner(&self, owner: &Owner) {
         let mut owners = self.owners.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        owners.insert(owner.volume, Key::new(owner.object_key));
+        owners.insert(owner.volume, (Key::new(owner.object_key), owner.name.clone()));
+    }
+
+    /// What another volume, a clone, has to know to read the objects of this one, which is called `name`.
+    #[must_use]
+    pub fn as_owner(&self, name: &str) -> Owner {
+        Owner { volume: self.volume, name: name.to_owned(), object_key: *self.object.bytes() }
+    }
+
+    /// The name in the bucket of another volume whose objects can be read; none where it is unknown.
+    #[must_use]
+    pub fn owner_name(&self, owner: VolumeId) -> Option<String> {
+        let owners = self.owners.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        owners.get(&owner).map(|(_, name)| name.clone())
     }
 
     /// The key of one object; none where its owner is unknown.
@@ -54,7 +67,7 @@ impl Keys {
             return Some(self.object.derive(&object.salt, &info));
         }
         let owners = self.owners.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Some(owners.get(&object.owner)?.derive(&object.salt, &info))
+        Some(owners.get(&object.owner)?.0.derive(&object.salt, &info))
     }
 
     /// The key of one small sealed thing.

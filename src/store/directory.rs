@@ -31,7 +31,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::directory_files::Files;
-use super::{ErrorKind, Got, Listed, Put, PutMode, Range, Store, StoreError};
+use super::{ErrorKind, Folder, Got, Listed, Put, PutMode, Range, Store, StoreError};
 
 /// A handle to a directory that holds objects; clones share it.
 #[derive(Clone, Debug)]
@@ -104,6 +104,11 @@ impl Store for Directory {
         let (owned_prefix, start_after) = (prefix.to_owned(), start_after.map(str::to_owned));
         self.blocking("list", prefix, move |files| files.list(&owned_prefix, start_after.as_deref(), limit))
             .await
+    }
+
+    async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
+        let owned_prefix = prefix.to_owned();
+        self.blocking("list", prefix, move |files| files.list_folder(&owned_prefix)).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

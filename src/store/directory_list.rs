@@ -7,7 +7,7 @@ use rustix::fs::{Dir, FileType, Stat};
 use rustix::io::Errno;
 
 use super::directory_files::{Files, TEMPORARY_FOLDER, is_type, os_error, path_problem};
-use super::{Listed, StoreError};
+use super::{Folder, Listed, StoreError};
 
 /// One walk: what is looked for, and what was found.
 struct Walk<'a> {
@@ -38,6 +38,37 @@ impl Files {
         // After the walk: a directory that was removed meanwhile has not been listed whole.
         self.root_exists("list")?;
         Ok(walk.listed)
+    }
+}
+
+impl Files {
+    /// What lies right below `prefix`. A folder counts where any object lies below it.
+    pub(super) fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
+        self.settle("list", prefix)?;
+        let error = |errno| os_error("list", prefix, errno);
+        let path = prefix.strip_suffix('/').unwrap_or(prefix);
+        let mut walk = Walk { files: self, prefix, start_after: None, limit: usize::MAX, listed: Vec::new() };
+        let mut folders = Vec::new();
+        if path.is_empty() != prefix.is_empty() || (!path.is_empty() && path_problem(path).is_some()) {
+            return Ok(Folder::default());
+        }
+        for sort_name in walk.entries(path).map_err(error)? {
+            let key = format!("{prefix}{sort_name}");
+            match key.strip_suffix('/') {
+                Some(below) if self.holds_files(below).map_err(error)? => folders.push(key),
+                Some(_) => {}
+                None => walk.file(key).map_err(error)?,
+            }
+        }
+        let objects = walk.listed;
+        self.root_exists("list")?;
+        Ok(Folder { objects, folders })
+    }
+
+    fn holds_files(&self, path: &str) -> Result<bool, Errno> {
+        let mut walk = Walk { files: self, prefix: path, start_after: None, limit: 1, listed: Vec::new() };
+        walk.folder(path)?;
+        Ok(!walk.listed.is_empty())
     }
 }
 

@@ -21,7 +21,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{ErrorKind, Got, Listed, Put, PutMode, Range, Store, StoreError};
+use super::{ErrorKind, Folder, Got, Listed, Put, PutMode, Range, Store, StoreError};
 
 /// What a plan decides by.
 #[derive(Clone, Copy, Debug)]
@@ -436,6 +436,11 @@ impl<S: Store + 'static> Store for Faulty<S> {
     ) -> Result<Vec<Listed>, StoreError> {
         let fault = self.decide("list", prefix);
         self.read(fault, "list", prefix, self.inner.list(prefix, start_after, limit)).await
+    }
+
+    async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
+        let fault = self.decide("list", prefix);
+        self.read(fault, "list", prefix, self.inner.list_folder(prefix)).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{ErrorKind, Got, Listed, Put, PutMode, Range, Store, StoreError};
+use super::{ErrorKind, Folder, Got, Listed, Put, PutMode, Range, Store, StoreError};
 
 /// How many calls may be under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,11 @@ impl<S: Store> Store for Limited<S> {
     ) -> Result<Vec<Listed>, StoreError> {
         let _permit = permit(&self.reads, "list", prefix).await?;
         self.inner.list(prefix, start_after, limit).await
+    }
+
+    async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
+        let _permit = permit(&self.reads, "list", prefix).await?;
+        self.inner.list_folder(prefix).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

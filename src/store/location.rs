@@ -16,6 +16,42 @@ pub enum Backend {
     Directory(PathBuf),
 }
 
+impl FromStr for Backend {
+    type Err = LocationError;
+
+    fn from_str(text: &str) -> Result<Backend, LocationError> {
+        let no_bucket = || LocationError::NoBucket { text: text.to_owned() };
+        if let Some(path) = text.strip_prefix("file:") {
+            let trimmed = path.trim_end_matches('/');
+            return match (path.is_empty(), trimmed.is_empty()) {
+                (true, _) => Err(no_bucket()),
+                (_, true) => Ok(Backend::Directory("/".into())),
+                _ => Ok(Backend::Directory(PathBuf::from(trimmed))),
+            };
+        }
+        let path = match text.split_once("://") {
+            Some(("s3", path)) => path,
+            Some((scheme, _)) => return Err(LocationError::UnknownScheme { scheme: scheme.to_owned() }),
+            None => text,
+        };
+        let bucket = path.trim_end_matches('/');
+        if bucket.is_empty() || bucket.contains('/') {
+            return Err(no_bucket());
+        }
+        check_bucket(bucket)?;
+        Ok(Backend::Bucket(bucket.to_owned()))
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Backend::Bucket(bucket) => f.write_str(bucket),
+            Backend::Directory(directory) => write!(f, "file:{}", directory.display()),
+        }
+    }
+}
+
 /// A volume, or a snapshot of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
@@ -33,6 +69,12 @@ pub enum LocationError {
     /// Not one of the forms.
     #[error("{text:?} names no volume: write BUCKET/VOLUME, s3://BUCKET/VOLUME or file:DIR/VOLUME")]
     NoVolume {
+        /// What was given.
+        text: String,
+    },
+    /// Not a bucket or a directory alone.
+    #[error("{text:?} names no bucket: write BUCKET, s3://BUCKET or file:DIR")]
+    NoBucket {
         /// What was given.
         text: String,
     },
@@ -75,6 +117,8 @@ const VOLUME_BYTES_MAX: usize = 768;
 
 /// What one part of a path may have on every file system.
 const NAME_BYTES_MAX: usize = 255;
+/// Longest name of a snapshot, bytes.
+pub const SNAPSHOT_BYTES_MAX: usize = NAME_BYTES_MAX;
 
 /// Names of a volume's own keys: a volume called so below another one would lie within it.
 const LAYOUT_NAMES: [&str; 5] = ["volume", "keys", "claims", "manifests", "objects"];
@@ -197,7 +241,7 @@ pub fn check_snapshot_name(snapshot: &str) -> Result<(), &'static str> {
         "must not contain @ or /"
     } else if snapshot.chars().any(char::is_control) {
         "holds a control character"
-    } else if snapshot.len() > NAME_BYTES_MAX {
+    } else if snapshot.len() > SNAPSHOT_BYTES_MAX {
         "is longer than 255 bytes"
     } else {
         return Ok(());
@@ -265,6 +309,29 @@ mod tests {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(words), "{text:?}: {error}");
             assert!(!error.contains('\n'), "{text:?}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn a_bucket_or_a_directory_stands_alone() {
+        for (text, printed) in [
+            ("disks", "disks"),
+            ("s3://disks/", "disks"),
+            ("file:/srv/disks/", "file:/srv/disks"),
+            ("file:disks", "file:disks"),
+            ("file:/", "file:/"),
+        ] {
+            assert_eq!(text.parse::<Backend>().unwrap().to_string(), printed, "{text}");
+        }
+        for (text, words) in [
+            ("", "names no bucket"),
+            ("disks/web", "names no bucket"),
+            ("file:", "names no bucket"),
+            ("http://host", "--endpoint"),
+            ("Disks", "lower-case"),
+        ] {
+            let error = text.parse::<Backend>().unwrap_err().to_string();
+            assert!(error.contains(words), "{text:?}: {error}");
         }
     }
 

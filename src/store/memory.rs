@@ -15,7 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{ErrorKind, Got, Listed, Put, PutMode, Range, Store, StoreError, join_parts, resolve_range};
+use super::{
+    ErrorKind, Folder, Got, Listed, Put, PutMode, Range, Store, StoreError, join_parts, resolve_range,
+};
 
 /// Milliseconds since 1970, as the store sees them.
 pub type StoreClock = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -180,6 +182,11 @@ impl Store for Memory {
                 modified_ms: object.modified_ms,
             });
         Ok(listed.collect())
+    }
+
+    async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
+        let lines = self.list(prefix, None, None).await?;
+        Ok(Folder::of(prefix, lines))
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{ErrorKind, Got, Listed, Put, PutMode, Range, Store, StoreError};
+use super::{ErrorKind, Folder, Got, Listed, Put, PutMode, Range, Store, StoreError};
 
 /// Calls of one kind since the store was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,6 +145,11 @@ impl<S: Store> Store for Metered<S> {
     ) -> Result<Vec<Listed>, StoreError> {
         let size = |listed: &Vec<Listed>| (0, listed.len() as u64);
         self.meter.counters.list.count(self.inner.list(prefix, start_after, limit), size).await
+    }
+
+    async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
+        let size = |folder: &Folder| (0, (folder.objects.len() + folder.folders.len()) as u64);
+        self.meter.counters.list.count(self.inner.list_folder(prefix), size).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

@@ -94,6 +94,39 @@ pub struct Listed {
     pub modified_ms: u64,
 }
 
+/// What lies right below a prefix.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Folder {
+    /// Objects whose keys have no slash after the prefix, in byte order; without one that the prefix itself names.
+    pub objects: Vec<Listed>,
+    /// What the other keys begin with, each once and up to its slash: full prefixes, in byte order.
+    pub folders: Vec<String>,
+}
+
+impl Folder {
+    /// Sorts lines of a listing of `prefix` into objects and folders.
+    pub(crate) fn of(prefix: &str, lines: impl IntoIterator<Item = Listed>) -> Folder {
+        let mut folder = Folder::default();
+        for line in lines {
+            match line.key.strip_prefix(prefix).map(|below| below.find('/')) {
+                Some(Some(at)) => folder.folders.push(line.key[..=prefix.len() + at].to_owned()),
+                Some(None) if line.key.len() > prefix.len() => folder.objects.push(line),
+                _ => {}
+            }
+        }
+        folder.sorted()
+    }
+
+    /// In byte order, each line once.
+    pub(crate) fn sorted(mut self) -> Folder {
+        self.objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        self.objects.dedup_by(|a, b| a.key == b.key);
+        self.folders.sort_unstable();
+        self.folders.dedup();
+        self
+    }
+}
+
 /// A flat, strongly consistent object store. Keys are UTF-8 with `/` as the only separator in use.
 ///
 /// Every call is cancel safe in that dropping its future leaves the outcome of a change unknown and nothing worse.
@@ -112,8 +145,15 @@ pub trait Store: Send + Sync + fmt::Debug {
         start_after: Option<&str>,
         limit: Option<usize>,
     ) -> Result<Vec<Listed>, StoreError>;
+    /// What lies right below `prefix`, which is empty or ends in a slash. Costs by what is there, not by what lies
+    /// below the folders.
+    async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError>;
     /// Removes objects. Names that do not exist are no error. On an error some may be gone.
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError>;
+    /// The keys of another volume in the same bucket; `None` where this store does not show one volume of a bucket.
+    fn sibling(&self, _volume: &str) -> Option<Arc<dyn Store>> {
+        None
+    }
 }
 
 /// What the caller of a store has to do about an error.
@@ -194,8 +234,16 @@ impl<S: Store + ?Sized> Store for Arc<S> {
         (**self).list(prefix, start_after, limit).await
     }
 
+    async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
+        (**self).list_folder(prefix).await
+    }
+
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {
         (**self).delete(keys).await
+    }
+
+    fn sibling(&self, volume: &str) -> Option<Arc<dyn Store>> {
+        (**self).sibling(volume)
     }
 }
 

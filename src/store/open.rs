@@ -55,8 +55,20 @@ pub enum OldVersions {
 /// [`ErrorKind::NotFound`] with an empty key where there is no such directory; [`ErrorKind::Invalid`] and
 /// [`ErrorKind::Denied`] as [`S3::connect`] and [`Directory::open`] have them.
 pub async fn open_store(location: &Location, options: &OpenOptions) -> Result<Opened, StoreError> {
+    open_backend(&location.backend, &location.volume, options).await
+}
+
+/// Opens a bucket or a directory, of which no volume is meant.
+///
+/// # Errors
+/// As [`open_store`] has them.
+pub async fn open_bucket(backend: &Backend, options: &OpenOptions) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(open_backend(backend, "", options).await?.bucket())
+}
+
+async fn open_backend(backend: &Backend, volume: &str, options: &OpenOptions) -> Result<Opened, StoreError> {
     let mut s3 = None;
-    let backend: Arc<dyn Store> = match &location.backend {
+    let backend: Arc<dyn Store> = match backend {
         Backend::Bucket(bucket) => {
             let bucket = Arc::new(S3::connect(bucket, &options.s3).await?);
             s3 = Some(Arc::clone(&bucket));
@@ -71,7 +83,7 @@ pub async fn open_store(location: &Location, options: &OpenOptions) -> Result<Op
             Arc::new(opened.map_err(ended)??)
         }
     };
-    Ok(Opened { s3, ..Opened::over(backend, &location.volume, options) })
+    Ok(Opened { s3, ..Opened::over(backend, volume, options) })
 }
 
 impl Opened {

@@ -1,9 +1,11 @@
 //! The layer that shows one volume of a bucket: keys without what they all begin with.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{ErrorKind, Got, Listed, Put, PutMode, Range, Store, StoreError};
+use super::{ErrorKind, Folder, Got, Listed, Put, PutMode, Range, Store, StoreError};
 
 /// A [`Store`] of the keys below a prefix. Errors name full keys.
 #[derive(Clone, Debug)]
@@ -34,7 +36,7 @@ impl<S: Store> Prefixed<S> {
 }
 
 #[async_trait]
-impl<S: Store> Store for Prefixed<S> {
+impl<S: Store + Clone + 'static> Store for Prefixed<S> {
     async fn put(&self, key: &str, body: &[Bytes], mode: PutMode) -> Result<Put, StoreError> {
         self.inner.put(&self.full_key("put", key)?, body, mode).await
     }
@@ -61,9 +63,23 @@ impl<S: Store> Store for Prefixed<S> {
         Ok(listed.into_iter().filter_map(strip).collect())
     }
 
+    async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
+        let folder = self.inner.list_folder(&self.full(prefix)).await?;
+        let strip = |key: String| key.strip_prefix(&self.prefix).map(str::to_owned);
+        let line = |line: Listed| Some(Listed { key: strip(line.key)?, ..line });
+        Ok(Folder {
+            objects: folder.objects.into_iter().filter_map(line).collect(),
+            folders: folder.folders.into_iter().filter_map(strip).collect(),
+        })
+    }
+
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {
         let full: Vec<String> =
             keys.iter().map(|key| self.full_key("delete", key)).collect::<Result<_, _>>()?;
         self.inner.delete(&full).await
+    }
+
+    fn sibling(&self, volume: &str) -> Option<Arc<dyn Store>> {
+        Some(Arc::new(Prefixed::new(self.inner.clone(), format!("{volume}/"))))
     }
 }

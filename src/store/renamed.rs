@@ -1,9 +1,11 @@
 //! The layer that keeps one object under another name, for as long as it must not be found.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Got, Listed, Put, PutMode, Range, Store, StoreError};
+use super::{Folder, Got, Listed, Put, PutMode, Range, Store, StoreError};
 
 /// A [`Store`] in which one key stands for another. Listings show the names as they are.
 #[derive(Clone, Debug)]
@@ -47,8 +49,17 @@ impl<S: Store> Store for Renamed<S> {
         self.inner.list(prefix, start_after, limit).await
     }
 
+    async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
+        self.inner.list_folder(prefix).await
+    }
+
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {
         let stored: Vec<String> = keys.iter().map(|key| self.key(key).to_owned()).collect();
         self.inner.delete(&stored).await
+    }
+
+    fn sibling(&self, volume: &str) -> Option<Arc<dyn Store>> {
+        // Of another volume every name is meant as it is.
+        self.inner.sibling(volume)
     }
 }

@@ -30,7 +30,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::health::{Health, HealthSnapshot, Waiting};
-use super::{ErrorKind, Got, Listed, Put, PutMode, Range, Store, StoreError};
+use super::{ErrorKind, Folder, Got, Listed, Put, PutMode, Range, Store, StoreError};
 
 /// Where waiting times get their randomness: any 64 bits.
 pub type Random = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -358,6 +358,10 @@ impl<S: Store> Store for Retrying<S> {
         limit: Option<usize>,
     ) -> Result<Vec<Listed>, StoreError> {
         self.until_answered("list", prefix, || self.inner.list(prefix, start_after, limit)).await
+    }
+
+    async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
+        self.until_answered("list", prefix, || self.inner.list_folder(prefix)).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

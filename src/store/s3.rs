@@ -35,8 +35,10 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::s3_config::{ClientConfig, S3Options};
 use super::s3_credentials::Sessions;
 use super::s3_error::{Answer, Failure, classify};
-use super::s3_list::Listing;
-use super::{ErrorKind, Got, Listed, Put, PutMode, Range, Store, StoreError, join_parts, resolve_range};
+use super::s3_list::{FolderListing, Listing};
+use super::{
+    ErrorKind, Folder, Got, Listed, Put, PutMode, Range, Store, StoreError, join_parts, resolve_range,
+};
 
 /// Time for an answer without a body to send first.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -230,12 +232,18 @@ impl S3 {
 
     // ---- list, head
 
-    async fn list_page(&self, listing: &Listing<'_>, prefix: &str) -> Result<ListPage, Failure> {
+    async fn list_page(
+        &self,
+        listing: &Listing<'_>,
+        prefix: &str,
+        delimiter: Option<&str>,
+    ) -> Result<ListPage, Failure> {
         let (after, token) = (listing.start_after(), listing.token());
         let list = |client: Client| {
             let request = client.list_objects_v2().bucket(&self.bucket).encoding_type(EncodingType::Url);
             let request = request.set_prefix((!prefix.is_empty()).then(|| prefix.to_owned()));
-            let request = request.max_keys(listing.page_keys_max());
+            let request =
+                request.max_keys(listing.page_keys_max()).set_delimiter(delimiter.map(str::to_owned));
             request.set_start_after(after).set_continuation_token(token).send()
         };
         self.call(false, ANSWER_TIMEOUT, list).await
@@ -460,7 +468,17 @@ impl Store for S3 {
     ) -> Result<Vec<Listed>, StoreError> {
         let mut listing = Listing::new(prefix, start_after, limit);
         while !listing.is_complete() {
-            let page = self.list_page(&listing, prefix).await;
+            let page = self.list_page(&listing, prefix, None).await;
+            let added = page.and_then(|page| listing.add(&page));
+            added.map_err(|failure| failure.into_error("list", prefix))?;
+        }
+        Ok(listing.finish())
+    }
+
+    async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
+        let mut listing = FolderListing::new(prefix);
+        while !listing.is_complete() {
+            let page = self.list_page(listing.page(), prefix, Some("/")).await;
             let added = page.and_then(|page| listing.add(&page));
             added.map_err(|failure| failure.into_error("list", prefix))?;
         }

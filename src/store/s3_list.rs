@@ -4,7 +4,7 @@ use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::{EncodingType, Object};
 
 use super::s3_error::Failure;
-use super::{ErrorKind, Listed};
+use super::{ErrorKind, Folder, Listed};
 
 /// What is listed, and what came so far.
 pub(super) struct Listing<'a> {
@@ -91,10 +91,58 @@ impl<'a> Listing<'a> {
     }
 }
 
-fn read_line(object: &Object, encoded: bool) -> Result<Listed, Failure> {
+/// What lies right below a prefix, page by page.
+pub(super) struct FolderListing<'a> {
+    lines: Listing<'a>,
+    folders: Vec<String>,
+}
+
+impl<'a> FolderListing<'a> {
+    pub(super) fn new(prefix: &'a str) -> FolderListing<'a> {
+        FolderListing { lines: Listing::new(prefix, None, None), folders: Vec::new() }
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.lines.is_complete()
+    }
+
+    /// Where the next page begins and how many lines it may have.
+    pub(super) fn page(&self) -> &Listing<'a> {
+        &self.lines
+    }
+
+    /// Takes a page.
+    ///
+    /// # Errors
+    /// As [`Listing::add`] has them.
+    pub(super) fn add(&mut self, page: &ListObjectsV2Output) -> Result<(), Failure> {
+        let encoded = page.encoding_type() == Some(&EncodingType::Url);
+        for common in page.common_prefixes() {
+            let folder = read_key(common.prefix(), encoded)?;
+            if folder.len() > self.lines.prefix.len() && folder.starts_with(self.lines.prefix) {
+                self.folders.push(folder);
+            }
+        }
+        self.lines.add(page)
+    }
+
+    /// Everything. Keys that a server without delimiters lists one by one are folded here.
+    pub(super) fn finish(self) -> Folder {
+        let mut folder = Folder::of(self.lines.prefix, self.lines.listed);
+        folder.folders.extend(self.folders);
+        folder.sorted()
+    }
+}
+
+/// A key or prefix of a page.
+fn read_key(raw: Option<&str>, encoded: bool) -> Result<String, Failure> {
     let unreadable = || Failure::new(ErrorKind::Retry, "a line of the listing has no key that can be read");
-    let raw = object.key().ok_or_else(unreadable)?;
-    let key = if encoded { decode(raw).ok_or_else(unreadable)? } else { raw.to_owned() };
+    let raw = raw.ok_or_else(unreadable)?;
+    if encoded { decode(raw).ok_or_else(unreadable) } else { Ok(raw.to_owned()) }
+}
+
+fn read_line(object: &Object, encoded: bool) -> Result<Listed, Failure> {
+    let key = read_key(object.key(), encoded)?;
     let bytes = object.size().and_then(|size| u64::try_from(size).ok()).unwrap_or(0);
     let modified_ms = object
         .last_modified()
@@ -139,6 +187,24 @@ mod tests {
 
     fn keys(listing: Listing<'_>) -> Vec<String> {
         listing.finish().into_iter().map(|line| line.key).collect()
+    }
+
+    #[test]
+    fn folders_come_once_whether_or_not_the_server_knows_delimiters() {
+        use aws_sdk_s3::types::CommonPrefix;
+        let common = |prefix: &str| CommonPrefix::builder().prefix(prefix).build();
+        let mut listing = FolderListing::new("p/");
+        let mut first = page(&["p/", "p/x", "p/b/1"], Some("t"));
+        first.common_prefixes = Some(vec![common("p/c/"), common("p/a/"), common("q/"), common("p/")]);
+        listing.add(&first).unwrap();
+        assert!(!listing.is_complete());
+        let mut second = page(&["p/a/1", "p/d"], None);
+        second.common_prefixes = Some(vec![common("p/c/")]);
+        listing.add(&second).unwrap();
+        assert!(listing.is_complete());
+        let folder = listing.finish();
+        assert_eq!(folder.folders, ["p/a/", "p/b/", "p/c/"]);
+        assert_eq!(folder.objects.iter().map(|line| &line.key[..]).collect::<Vec<_>>(), ["p/d", "p/x"]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::{
         codec,
         envelope::{Content, MANIFEST_BYTES_MAX, SMALL_BYTES_MAX},
         header::Header,
-        ids::{Epoch, Generation, ObjectRef},
+        ids::{Epoch, FrameRef, Generation, ObjectRef, VolumeId},
         index::Index,
         manifest::{Digest, ListedObject, Manifest, ManifestLink},
         names, object,
@@ -153,6 +153,39 @@ impl Bucket {
         let Unlocked { header, header_digest, master, .. } = slots::unlock(&*store, secret).await?;
         let keys = Arc::new(Keys::new(header.volume, &master));
         Ok(Self { store, header, header_digest, keys })
+    }
+
+    /// The store that has the objects of `owner`: this volume's, or, of a clone, that of a volume it reads from.
+    ///
+    /// # Errors
+    /// Nothing is known of that volume.
+    pub fn store_of(&self, owner: VolumeId) -> Result<Arc<dyn Store>, FrameError> {
+        if owner == self.header.volume {
+            return Ok(Arc::clone(&self.store));
+        }
+        let name = self.keys.owner_name(owner).ok_or(FrameError::Owner)?;
+        self.store.sibling(&name).ok_or(FrameError::Owner)
+    }
+
+    /// An object's name for people: with its volume's, where that is another one.
+    #[must_use]
+    pub fn object_name(&self, object: &ObjectRef) -> String {
+        let name = names::object(object.generation, object.sequence);
+        match self.keys.owner_name(object.owner).filter(|_| object.owner != self.header.volume) {
+            Some(owner) => format!("{name} of {owner}"),
+            None => name,
+        }
+    }
+
+    /// A damaged frame, named.
+    pub(crate) fn damaged_frame(&self, frame: &FrameRef, error: FrameError) -> VolumeError {
+        VolumeError::DamagedFrame {
+            name: self.object_name(&frame.object),
+            number: frame.number,
+            offset: frame.offset,
+            stored_bytes: frame.stored_bytes,
+            error,
+        }
     }
 
     /// Block size, bytes.
@@ -291,24 +324,35 @@ impl Bucket {
 
     /// Reads the index of an object of this volume that a manifest lists: one suffix read.
     pub async fn load_index(&self, listed: ListedObject) -> Result<NewObject, VolumeError> {
-        whole(|| self.load_index_once(listed)).await
+        self.load_index_of(self.header.volume, listed).await
     }
 
-    async fn load_index_once(&self, listed: ListedObject) -> Result<NewObject, VolumeError> {
+    /// The same of an object of `owner`, of which a clone's manifest lists it.
+    pub async fn load_index_of(
+        &self,
+        owner: VolumeId,
+        listed: ListedObject,
+    ) -> Result<NewObject, VolumeError> {
+        whole(|| self.load_index_once(owner, listed)).await
+    }
+
+    async fn load_index_once(&self, owner: VolumeId, listed: ListedObject) -> Result<NewObject, VolumeError> {
         let name = names::object(listed.generation, listed.sequence);
         let length = u64::from(listed.index_bytes) + object::FOOTER_BYTES as u64;
-        let reference = listed.place(self.header.volume);
-        let tail = match self.store.get(&name, Range::Suffix { length }).await {
+        let reference = listed.place(owner);
+        let missing = || VolumeError::MissingObject { name: self.object_name(&reference) };
+        let store = self.store_of(owner).map_err(|_| missing())?;
+        let tail = match store.get(&name, Range::Suffix { length }).await {
             Ok(tail) => tail,
             Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => {
-                return Err(VolumeError::MissingObject { name });
+                return Err(missing());
             }
             Err(error) => return Err(error.into()),
         };
         let sealed = tail.bytes.len().checked_sub(object::FOOTER_BYTES).map(|end| tail.bytes.slice(..end));
         match sealed {
             Some(sealed) if tail.object_bytes == listed.bytes && digest(&sealed) == listed.digest => {}
-            _ => return Err(VolumeError::damaged(&name, SealError::Broken)),
+            _ => return Err(VolumeError::damaged(&self.object_name(&reference), SealError::Broken)),
         }
         let index = self.open_index(reference, &tail.bytes, tail.object_bytes)?;
         Ok(NewObject { listed, object: reference, index: Arc::new(index) })
@@ -321,7 +365,7 @@ impl Bucket {
         tail: &[u8],
         object_bytes: u64,
     ) -> Result<Index, VolumeError> {
-        let name = names::object(reference.generation, reference.sequence);
+        let name = self.object_name(&reference);
         let footer =
             object::Footer::decode(tail, object_bytes).map_err(|error| VolumeError::damaged(&name, error))?;
         let place = footer.index(reference);
@@ -329,15 +373,15 @@ impl Bucket {
             .len()
             .checked_sub(object::FOOTER_BYTES + footer.index_bytes as usize)
             .map(|start| &tail[start..tail.len() - object::FOOTER_BYTES])
-            .ok_or_else(|| VolumeError::frame(&place, FrameError::Short))?;
+            .ok_or_else(|| self.damaged_frame(&place, FrameError::Short))?;
         let key =
-            self.keys.object(&reference).ok_or_else(|| VolumeError::frame(&place, FrameError::Owner))?;
+            self.keys.object(&reference).ok_or_else(|| self.damaged_frame(&place, FrameError::Owner))?;
         let plain = frame::open(&key.cipher(), &place, sealed)
-            .map_err(|error| VolumeError::frame(&place, error.into()))?;
+            .map_err(|error| self.damaged_frame(&place, error.into()))?;
         let index = Index::decode(&plain, footer.index_offset, self.block_bytes())
-            .map_err(|error| VolumeError::frame(&place, error.into()))?;
+            .map_err(|error| self.damaged_frame(&place, error.into()))?;
         if index.generation != reference.generation || index.sequence != reference.sequence {
-            return Err(VolumeError::frame(&place, SealError::Broken.into()));
+            return Err(self.damaged_frame(&place, SealError::Broken.into()));
         }
         Ok(index)
     }

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     format::{
-        ids::{FrameRef, ObjectRef, Sequence},
+        ids::{Epoch, FrameRef, Generation, ObjectRef, Sequence},
         index::{FrameKind, MapKind, Maps},
         manifest::Roots,
         names,
@@ -51,6 +51,20 @@ pub struct Checkpoint {
     pub mapped_blocks: u64,
     /// Pages of the old maps that were written anew for their own sake.
     pub moved: Vec<PageAt>,
+    /// Objects that are in the new table and in no list: their number, and their lengths, bytes.
+    pub unlisted: (u64, u64),
+    /// Of a rollback: what else is again as it was.
+    pub back_to: Option<BackTo>,
+}
+
+/// What a rollback brings back beside the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackTo {
+    /// Size of the volume, bytes.
+    pub size_bytes: u64,
+    /// The newest cut with objects. The next one names it as its parent, so that the chain of cuts, without any manifest,
+    /// passes over those that the volume went back behind.
+    pub data_cut: Option<(Generation, Epoch)>,
 }
 
 /// What a checkpoint starts from.
@@ -70,6 +84,9 @@ pub struct Job {
     pub facts: CutFacts,
     /// Pages to be written anew whatever they hold.
     pub moved: Vec<PageAt>,
+    /// Whether the last object says that these are the maps as of `facts`. Those of a rollback are not: they say what an
+    /// earlier cut said, and are found by the manifest that publishes them alone.
+    pub explained: bool,
 }
 
 /// Writes the pages for a delta.
@@ -94,6 +111,7 @@ pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
     let mut changes = ObjectChanges { epoch: job.delta.epoch, moved, ..ObjectChanges::default() };
     let news = job.delta.objects.iter().map(|(sequence, info)| (*sequence, ObjectChange::New(*info)));
     changes.changes.extend(news);
+    job.delta.gained.iter().for_each(|(sequence, bytes)| changes.gain(*sequence, *bytes));
     for (sequence, bytes) in std::mem::take(&mut pages.freed) {
         changes.free(sequence, bytes);
     }
@@ -106,9 +124,11 @@ pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
     let mapped_blocks = (job.mapped_blocks + added.sum::<u64>()).saturating_sub(pages.unmapped_blocks);
     Ok(Checkpoint {
         roots: roots.clone(),
-        objects: pages.finish(Maps { roots, mapped_blocks }).await?,
+        objects: pages.finish(job.explained.then_some(Maps { roots, mapped_blocks })).await?,
         mapped_blocks,
         moved: job.moved.clone(),
+        unlisted: (0, 0),
+        back_to: None,
     })
 }
 
@@ -165,8 +185,8 @@ impl<'a> PageWriter<'a> {
         Ok(())
     }
 
-    async fn finish(mut self, maps: Maps) -> Result<Vec<NewObject>, VolumeError> {
-        if let Some(builder) = &mut self.builder {
+    async fn finish(mut self, maps: Option<Maps>) -> Result<Vec<NewObject>, VolumeError> {
+        if let (Some(builder), Some(maps)) = (&mut self.builder, maps) {
             builder.set_maps(maps);
         }
         self.upload().await?;

@@ -13,8 +13,8 @@ use wal::Lsn;
 
 use super::{
     bucket::Bucket, earlier::Rebased, env::Env, error::VolumeError, frames::Frames, log::Log,
-    payload::PayloadMemory, readahead::Streams, settings::Settings, snapshots::Pending, state::State,
-    status::Noted, waiters::Waiters,
+    payload::PayloadMemory, readahead::Streams, rollback::Asked, settings::Settings, snapshots::Pending,
+    state::State, status::Noted, waiters::Waiters,
 };
 use crate::{
     format::ids::{Epoch, Generation},
@@ -54,6 +54,7 @@ pub struct Core {
     moving: Mutex<Vec<PageAt>>,
     rebased: Mutex<Option<Rebased>>,
     pending: Mutex<VecDeque<Pending>>,
+    rollback: Mutex<Option<Asked>>,
     failed: watch::Sender<bool>,
     state: RwLock<State>,
 }
@@ -102,6 +103,7 @@ impl Core {
             moving: Mutex::default(),
             rebased: Mutex::default(),
             pending: Mutex::default(),
+            rollback: Mutex::default(),
             failed: watch::Sender::new(false),
             state: RwLock::new(state),
         }
@@ -175,6 +177,11 @@ impl Core {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The state that the volume is to go back to, until the publisher has seen it.
+    pub(super) fn rollback(&self) -> MutexGuard<'_, Option<Asked>> {
+        self.rollback.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Nothing more is acknowledged, for this reason; the first one stays. Everybody who waits gets it.
     pub fn fail(&self, error: VolumeError) {
         if self.check().is_ok() {
@@ -192,6 +199,7 @@ impl Core {
         self.failed.send_replace(true);
         self.published.end();
         self.pending().clear();
+        *self.rollback() = None;
         if let Some(log) = &self.log {
             log.end_waits();
         }

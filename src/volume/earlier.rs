@@ -9,13 +9,14 @@ use super::{
     bucket::{Bucket, Published},
     core::Core,
     error::{Kind, VolumeError},
+    open::inherit,
     walk::{Direct, Walk},
 };
 use crate::{
     format::{
         ids::{Epoch, Generation, Sequence},
         index::MapKind,
-        manifest::{ListedObject, ManifestLink, Roots},
+        manifest::{Inherited, ListedObject, ManifestLink, Roots},
     },
     map::delta::Delta,
 };
@@ -34,6 +35,8 @@ pub struct EarlierMaps {
     pub manifest: ManifestLink,
     /// Their roots.
     pub roots: Roots,
+    /// Of a clone, what its origin's objects hold on top of the roots.
+    inherited: Vec<Inherited>,
     /// The objects since, by epoch, without the pages of later checkpoints.
     pub objects: Vec<ListedObject>,
     /// Blocks with data in those maps.
@@ -45,10 +48,11 @@ pub struct EarlierMaps {
 }
 
 /// What the totals of the next manifest have to be told.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Rebased {
     pub(super) mapped_blocks: u64,
     pub(super) dropped: (u64, u64),
+    pub(super) inherited: Vec<Inherited>,
 }
 
 /// The latest maps before those of `newest` that are whole; `None` where no manifest in the bucket has any. `pages` are
@@ -66,6 +70,7 @@ pub async fn find(
     listed.extend(newest.manifest.objects.iter().map(by_epoch));
     let mut tried = newest.manifest.roots.epoch;
     let mut parent = newest.manifest.parent;
+    let mut data_cut = newest.manifest.data_cut;
     for _ in 0..CHAIN_MAX {
         let Some(link) = parent else { break };
         let older = match bucket.load_manifest(link.generation, link.epoch).await {
@@ -74,6 +79,11 @@ pub async fn find(
             Err(error) if error.kind() == Kind::Corrupt => break,
             Err(error) => return Err(error),
         };
+        if older.data_cut > data_cut {
+            // The volume went back behind cuts that this one lists.
+            break;
+        }
+        data_cut = older.data_cut;
         listed.extend(older.objects.iter().map(by_epoch));
         // Then the newest has all changes of the table since, too.
         let same_snapshots = older.roots.snapshots == newest.manifest.roots.snapshots;
@@ -88,6 +98,7 @@ pub async fn find(
                 return Ok(Some(EarlierMaps {
                     manifest: link,
                     roots,
+                    inherited: older.inherited,
                     objects,
                     mapped_blocks,
                     dropped,
@@ -150,6 +161,7 @@ impl EarlierMaps {
     /// Damage to an index, and what the store refuses.
     pub async fn delta(&self, bucket: &Bucket) -> Result<Delta, VolumeError> {
         let mut delta = Delta::new(bucket.block_bytes(), self.roots.epoch);
+        inherit(bucket, &self.inherited, &mut delta).await?;
         for listed in &self.objects {
             delta.apply(&bucket.load_index(*listed).await?);
         }
@@ -178,7 +190,7 @@ impl Core {
         state.delta = delta;
         state.roots = maps.roots.clone();
         let EarlierMaps { mapped_blocks, dropped, .. } = *maps;
-        *self.rebased() = Some(Rebased { mapped_blocks, dropped });
+        *self.rebased() = Some(Rebased { mapped_blocks, dropped, inherited: maps.inherited.clone() });
         Ok(())
     }
 }

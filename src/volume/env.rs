@@ -56,6 +56,10 @@ pub trait LocalRoot: Send + Sync + fmt::Debug {
     fn look(&self, _volume: VolumeId) -> io::Result<Option<Arc<dyn Disk>>> {
         Ok(None)
     }
+    /// Removes the folders of a volume, which the caller has open.
+    fn remove(&self, _volume: VolumeId) -> io::Result<()> {
+        Ok(())
+    }
     /// Its path, for messages.
     fn describe(&self, volume: VolumeId) -> String;
 }

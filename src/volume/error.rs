@@ -6,7 +6,7 @@ use super::{replay::LogDamage, status::Incomplete};
 use crate::{
     format::{
         FormatError,
-        ids::{Epoch, FrameRef, Generation},
+        ids::{Epoch, Generation},
         names,
     },
     nbd::DeviceError,
@@ -44,7 +44,9 @@ pub enum VolumeError {
     NoVolume,
     /// There is the beginning of one.
     #[error(
-        "this is a volume that s3bd recover --rescue-to began to make and did not finish: run that again with this name"
+        "this volume is not finished: s3bd clone or s3bd recover --rescue-to is making it, or ended before it was made (a \
+         rescue or a full clone goes on when it is run again with this name), or s3bd remove was interrupted; s3bd remove \
+         clears what is there"
     )]
     Unfinished,
     /// The log holds nothing that another line does not.
@@ -90,6 +92,16 @@ pub enum VolumeError {
     SnapshotInUse {
         /// Its name.
         name: String,
+        /// Names of the clones.
+        clones: Vec<String>,
+    },
+    /// Clones read what the volume holds.
+    #[error(
+        "{} on this volume: remove what depends on it first (s3bd remove), or make it independent (s3bd flatten); nothing \
+         was changed",
+        depends(clones)
+    )]
+    HasClones {
         /// Names of the clones.
         clones: Vec<String>,
     },
@@ -451,6 +463,7 @@ impl VolumeError {
             | Self::NoSnapshot { .. }
             | Self::SnapshotExists { .. }
             | Self::SnapshotInUse { .. }
+            | Self::HasClones { .. }
             | Self::Exists { .. }
             | Self::WrongSecret { .. }
             | Self::NoFittingSlot { .. }
@@ -498,18 +511,6 @@ impl VolumeError {
             Self::OutOfRange { .. } => DeviceError::NoSpace,
             Self::Closed => DeviceError::Shutdown,
             _ => DeviceError::Io,
-        }
-    }
-
-    /// A damaged frame, named.
-    #[must_use]
-    pub(crate) fn frame(frame: &FrameRef, error: FrameError) -> Self {
-        Self::DamagedFrame {
-            name: names::object(frame.object.generation, frame.object.sequence),
-            number: frame.number,
-            offset: frame.offset,
-            stored_bytes: frame.stored_bytes,
-            error,
         }
     }
 

@@ -236,14 +236,16 @@ impl Frames {
     async fn get(&self, first: &FrameRef, length: u64) -> Result<Bytes, VolumeError> {
         let name = names::object(first.object.generation, first.object.sequence);
         let range = Range::Part { offset: first.offset, length };
-        match self.bucket.store.get(&name, range).await {
+        let store = self.bucket.store_of(first.object.owner);
+        let store = store.map_err(|error| self.bucket.damaged_frame(first, error))?;
+        match store.get(&name, range).await {
             Ok(got) if got.bytes.len() as u64 == length => Ok(got.bytes),
-            Ok(_) => Err(VolumeError::frame(first, FrameError::Short)),
+            Ok(_) => Err(self.bucket.damaged_frame(first, FrameError::Short)),
             Err(error) => match error.kind {
                 ErrorKind::NotFound if !error.key.is_empty() => {
-                    Err(VolumeError::frame(first, FrameError::Missing))
+                    Err(self.bucket.damaged_frame(first, FrameError::Missing))
                 }
-                ErrorKind::Short => Err(VolumeError::frame(first, FrameError::Short)),
+                ErrorKind::Short => Err(self.bucket.damaged_frame(first, FrameError::Short)),
                 _ => Err(error.into()),
             },
         }
@@ -263,14 +265,15 @@ impl Frames {
             Some(cipher) => cipher,
             None => {
                 let key = self.bucket.keys.object(&frame.object);
-                let cipher =
-                    Arc::new(key.ok_or_else(|| VolumeError::frame(frame, FrameError::Owner))?.cipher());
+                let cipher = Arc::new(
+                    key.ok_or_else(|| self.bucket.damaged_frame(frame, FrameError::Owner))?.cipher(),
+                );
                 self.ciphers.insert(frame.object, Arc::clone(&cipher));
                 cipher
             }
         };
-        let plain =
-            frame::open(&cipher, frame, stored).map_err(|error| VolumeError::frame(frame, error.into()))?;
+        let plain = frame::open(&cipher, frame, stored)
+            .map_err(|error| self.bucket.damaged_frame(frame, error.into()))?;
         Ok(plain.into())
     }
 
@@ -280,7 +283,7 @@ impl Frames {
             None => self.fetch_alone(&at.frame, None).await?,
         };
         let page = Page::decode(&plain, at.map, at.level, at.first_key, self.bucket.block_bytes())
-            .map_err(|error| VolumeError::frame(&at.frame, error.into()))?;
+            .map_err(|error| self.bucket.damaged_frame(&at.frame, error.into()))?;
         Ok(Arc::new(page))
     }
 }

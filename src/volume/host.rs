@@ -52,6 +52,10 @@ impl LocalRoot for HostRoot {
         Ok(Some(Arc::new(Folder::open(self.folder(volume))?)))
     }
 
+    fn remove(&self, volume: VolumeId) -> io::Result<()> {
+        std::fs::remove_dir_all(self.folder(volume))
+    }
+
     fn describe(&self, volume: VolumeId) -> String {
         self.folder(volume).display().to_string()
     }

@@ -62,6 +62,8 @@ pub struct Info {
     pub open: Option<Open>,
     /// Acknowledged writes that its writer held above the newest epoch when it published that, bytes.
     pub unpublished_bytes: u64,
+    /// Of a clone, the name of the volume whose objects it reads.
+    pub clone_of: Option<String>,
     /// Snapshots, by number.
     pub snapshots: Vec<SnapshotInfo>,
 }
@@ -107,6 +109,8 @@ pub struct SnapshotInfo {
     pub time_ms: u64,
     /// Size of the volume then, bytes.
     pub size_bytes: u64,
+    /// Names of the clones that depend on it.
+    pub clones: Vec<String>,
 }
 
 /// Reads what there is to tell: the newest manifest, the indexes and the few pages that its list touches, the newest
@@ -140,6 +144,7 @@ pub async fn info(bucket: &Bucket) -> Result<Info, VolumeError> {
         clean: open.is_none(),
         open,
         unpublished_bytes: manifest.unpublished_bytes,
+        clone_of: manifest.owners.first().map(|owner| owner.name.clone()),
         snapshots: SnapshotTable::load(bucket, manifest).await?.iter().map(SnapshotInfo::from).collect(),
     })
 }
@@ -147,7 +152,8 @@ pub async fn info(bucket: &Bucket) -> Result<Info, VolumeError> {
 impl From<&Snapshot> for SnapshotInfo {
     fn from(snapshot: &Snapshot) -> Self {
         let Snapshot { id, epoch, time_ms, size_bytes, .. } = *snapshot;
-        Self { id, name: snapshot.name.clone(), epoch, time_ms, size_bytes }
+        let clones = snapshot.clones.iter().map(|clone| clone.name.clone()).collect();
+        Self { id, name: snapshot.name.clone(), epoch, time_ms, size_bytes, clones }
     }
 }
 

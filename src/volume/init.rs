@@ -1,5 +1,7 @@
 //! Making a volume: keys first, then the first manifest, and last the header, whose existence is the volume's.
 
+use bytes::Bytes;
+
 use super::{
     bucket::{Bucket, digest},
     claims,
@@ -47,36 +49,10 @@ pub(super) async fn init_as(env: &Env, new: &NewVolume<'_>, volume: VolumeId) ->
     check(new)?;
     let store = &env.store;
     let epoch = refuse_existing(env).await?;
-    let master = Key::new(random_bytes(&*env.random));
-    let protection = match new.secret {
-        Secret::Nothing => Protection::Open,
-        Secret::Password(_) | Secret::KeyFile(_) => Protection::Secret,
-    };
-    let now = env.clock.now_ms();
-    let header = Header {
-        volume,
-        block_bytes: new.block_bytes,
-        protection,
-        compression: new.compression,
-        created_ms: now,
-    };
-    let malformed = |error| VolumeError::damaged(names::HEADER, error);
-    let header_bytes = header.encode().map_err(malformed)?;
-    let header_digest = digest(&header_bytes);
-    let keys = std::sync::Arc::new(Keys::new(volume, &master));
-    let bucket = Bucket { store: store.clone(), header, header_digest, keys };
-
-    let slot = NewSlot {
-        volume,
-        cost: new.cost,
-        salt: random_bytes(&*env.random),
-        label: "first".to_owned(),
-        created_ms: now,
-    };
-    let slot = wrap(&master, new.secret, slot).map_err(|error| VolumeError::Invalid(error.to_string()))?;
-    // A random number, so that two inits at once do not overwrite each other's slots.
-    let slot_name = names::slot(u32::from_le_bytes(random_bytes(&*env.random)));
-    store.put(&slot_name, &[slot.encode().map_err(malformed)?.into()], PutMode::Create).await?;
+    let Fresh { bucket, header_bytes, master } =
+        fresh(env, volume, new.block_bytes, new.compression, new.secret)?;
+    let header_digest = bucket.header_digest;
+    put_first_slot(env, &bucket, &master, new.secret, new.cost).await?;
     let first = first_manifest(env, &bucket, epoch, new.size_bytes);
     bucket.put_manifest(&first, random_bytes(&*env.random)).await.map_err(|error| match error {
         VolumeError::Fenced { .. } => VolumeError::Invalid(
@@ -84,7 +60,7 @@ pub(super) async fn init_as(env: &Env, new: &NewVolume<'_>, volume: VolumeId) ->
         ),
         error => error,
     })?;
-    let put = store.put(names::HEADER, &[header_bytes.into()], PutMode::Create).await?;
+    let put = store.put(names::HEADER, &[header_bytes], PutMode::Create).await?;
     // A store without conditional puts says Created to both of two inits: one of them finds the other's header.
     let (found, found_digest) = Bucket::header(&**store).await?;
     if put == Put::Exists || found_digest != header_digest {
@@ -93,6 +69,57 @@ pub(super) async fn init_as(env: &Env, new: &NewVolume<'_>, volume: VolumeId) ->
     // And its manifest may lie where ours was.
     bucket.newest_manifest().await?;
     Ok(bucket)
+}
+
+/// A header and keys that are in no bucket yet.
+pub(super) struct Fresh {
+    pub(super) bucket: Bucket,
+    pub(super) header_bytes: Bytes,
+    pub(super) master: Key,
+}
+
+/// Draws the keys of a new volume, and makes its header.
+pub(super) fn fresh(
+    env: &Env,
+    volume: VolumeId,
+    block_bytes: u32,
+    compression: Codec,
+    secret: &Secret,
+) -> Result<Fresh, VolumeError> {
+    let master = Key::new(random_bytes(&*env.random));
+    let protection = match secret {
+        Secret::Nothing => Protection::Open,
+        Secret::Password(_) | Secret::KeyFile(_) => Protection::Secret,
+    };
+    let header = Header { volume, block_bytes, protection, compression, created_ms: env.clock.now_ms() };
+    let header_bytes = header.encode().map_err(|error| VolumeError::damaged(names::HEADER, error))?;
+    let header_digest = digest(&header_bytes);
+    let keys = std::sync::Arc::new(Keys::new(volume, &master));
+    let bucket = Bucket { store: env.store.clone(), header, header_digest, keys };
+    Ok(Fresh { bucket, header_bytes: header_bytes.into(), master })
+}
+
+/// Puts the first slot of a new volume. Its name.
+pub(super) async fn put_first_slot(
+    env: &Env,
+    bucket: &Bucket,
+    master: &Key,
+    secret: &Secret,
+    cost: Argon2,
+) -> Result<String, VolumeError> {
+    let slot = NewSlot {
+        volume: bucket.header.volume,
+        cost,
+        salt: random_bytes(&*env.random),
+        label: "first".to_owned(),
+        created_ms: bucket.header.created_ms,
+    };
+    let slot = wrap(master, secret, slot).map_err(|error| VolumeError::Invalid(error.to_string()))?;
+    // A random number, so that two inits at once do not overwrite each other's slots.
+    let name = names::slot(u32::from_le_bytes(random_bytes(&*env.random)));
+    let bytes = slot.encode().map_err(|error| VolumeError::damaged(&name, error))?;
+    env.store.put(&name, &[bytes.into()], PutMode::Create).await?;
+    Ok(name)
 }
 
 fn check(new: &NewVolume<'_>) -> Result<(), VolumeError> {
@@ -107,7 +134,7 @@ fn check(new: &NewVolume<'_>) -> Result<(), VolumeError> {
 
 /// The epoch to begin with: above what an init left that did not come to its end, or that is under way now. Those are never
 /// written over, since whose header comes first is not decided yet.
-async fn refuse_existing(env: &Env) -> Result<Epoch, VolumeError> {
+pub(super) async fn refuse_existing(env: &Env) -> Result<Epoch, VolumeError> {
     match Bucket::header(&*env.store).await {
         Ok((header, _)) => Err(VolumeError::Exists { created: super::format_time(header.created_ms) }),
         Err(VolumeError::NoVolume) => {
@@ -124,7 +151,7 @@ async fn refuse_existing(env: &Env) -> Result<Epoch, VolumeError> {
     }
 }
 
-fn first_manifest(env: &Env, bucket: &Bucket, epoch: Epoch, size_bytes: u64) -> Manifest {
+pub(super) fn first_manifest(env: &Env, bucket: &Bucket, epoch: Epoch, size_bytes: u64) -> Manifest {
     Manifest {
         volume: bucket.header.volume,
         generation: Generation(0),

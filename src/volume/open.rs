@@ -36,7 +36,7 @@ use crate::{
     format::{
         ids::{LogId, LogPosition},
         local::Seen,
-        manifest::{Manifest, Snapshot, SnapshotChange},
+        manifest::{Inherited, Manifest, Snapshot, SnapshotChange},
         names,
     },
     map::delta::Delta,
@@ -404,10 +404,24 @@ fn wal_options(settings: &Settings, tag: [u8; 32]) -> wal::Options {
 /// Loads what the manifest lists on top of its roots.
 pub async fn load_delta(bucket: &Bucket, manifest: &Manifest) -> Result<Delta, VolumeError> {
     let mut delta = Delta::new(bucket.block_bytes(), manifest.roots.epoch);
+    inherit(bucket, &manifest.inherited, &mut delta).await?;
     let loads = manifest.objects.iter().copied().map(|listed| bucket.load_index(listed));
     let objects: Vec<_> = futures::stream::iter(loads).buffered(INDEX_LOADS_MAX).try_collect().await?;
     objects.iter().for_each(|new| delta.apply(new));
     delta.snapshots = manifest.snapshots.clone();
     delta.epoch = manifest.epoch;
     Ok(delta)
+}
+
+/// Lays what a clone's manifest lists of other volumes: first of all.
+pub(super) async fn inherit(
+    bucket: &Bucket,
+    inherited: &[Inherited],
+    delta: &mut Delta,
+) -> Result<(), VolumeError> {
+    let loads =
+        inherited.iter().copied().map(|inherited| bucket.load_index_of(inherited.owner, inherited.object));
+    let objects: Vec<_> = futures::stream::iter(loads).buffered(INDEX_LOADS_MAX).try_collect().await?;
+    objects.iter().for_each(|new| delta.inherit(new));
+    Ok(())
 }

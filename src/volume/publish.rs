@@ -34,7 +34,7 @@ use wal::Lsn;
 
 use super::{
     bucket::Published,
-    checkpoint::{self, Checkpoint},
+    checkpoint::{self, BackTo, Checkpoint},
     claims::{self, Tenure},
     core::{Core, Progress},
     earlier::Rebased,
@@ -46,6 +46,7 @@ use super::{
     pack::{self, ObjectPlan},
     read::At,
     record,
+    rollback::{self, Asked},
     snapshots::{Pending, SnapshotTable, Taken},
     state::Frozen,
 };
@@ -93,6 +94,8 @@ pub struct Publisher {
     cuts: VecDeque<Cut>,
     checkpoint: Option<Task<Checkpoint>>,
     checkpointed: Option<Checkpoint>,
+    /// Who waits for a rollback: its checkpoint is being written, or is to be published.
+    rolling_back: Option<oneshot::Sender<Result<(), VolumeError>>>,
     /// No checkpoint before the delta has this many objects of cuts: after one failed, some more come first.
     checkpoint_after: usize,
     kept: VecDeque<(Generation, Epoch)>,
@@ -151,6 +154,7 @@ impl Publisher {
             cuts: VecDeque::new(),
             checkpoint: None,
             checkpointed: None,
+            rolling_back: None,
             checkpoint_after: 0,
             checkpoint_given_up: false,
             log_full: false,
@@ -176,6 +180,7 @@ impl Publisher {
         loop {
             self.core.check()?;
             self.take_rebased();
+            self.start_rollback();
             if *self.closing.borrow() {
                 // Before the look at what is to be cut: nothing comes after the last cut.
                 self.core.state_mut().closing = true;
@@ -198,10 +203,22 @@ impl Publisher {
                 }
                 Event::Checkpointed(done) => match *done {
                     Ok(checkpoint) => {
+                        if let Some(BackTo { size_bytes, data_cut }) = checkpoint.back_to {
+                            self.core.state_mut().size_bytes = size_bytes;
+                            self.data_cut = data_cut;
+                        }
                         self.checkpointed = Some(checkpoint);
                         self.checkpoint_after = 0;
                     }
-                    Err(error) => self.checkpoint_failed(error)?,
+                    Err(error) => match self.rolling_back.take() {
+                        // Nothing was published: the volume is what it was.
+                        Some(done) if error.kind() != super::error::Kind::Fenced => {
+                            self.fold_back();
+                            let _ = done.send(Err(error));
+                        }
+                        Some(_) => return Err(error),
+                        None => self.checkpoint_failed(error)?,
+                    },
                 },
                 Event::Look => {}
                 Event::LogRoom => self.log_full = self.core.log()?.retry_if_full(),
@@ -211,7 +228,8 @@ impl Publisher {
 
     /// The state goes on with earlier maps: so do the totals of the manifests to come.
     fn take_rebased(&mut self) {
-        if let Some(Rebased { mapped_blocks, dropped }) = self.core.rebased().take() {
+        if let Some(Rebased { mapped_blocks, dropped, inherited }) = self.core.rebased().take() {
+            self.newest.manifest.inherited = inherited;
             let totals = &mut self.newest.manifest.totals;
             totals.mapped_blocks = mapped_blocks;
             totals.objects = totals.objects.saturating_sub(dropped.0);
@@ -356,6 +374,7 @@ impl Publisher {
     /// Publishes a cut whose objects are all uploaded, and a checkpoint with it if one is ready.
     async fn publish(&mut self, cut: Cut, objects: Vec<NewObject>) -> Result<(), VolumeError> {
         let checkpoint = self.checkpointed.take();
+        let is_rollback = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.back_to.is_some());
         let pages = checkpoint.iter().flat_map(|checkpoint| &checkpoint.objects).map(|pages| {
             let mut pages = pages.clone();
             pages.listed.epoch = cut.epoch;
@@ -367,6 +386,9 @@ impl Publisher {
         self.put(manifest).await?;
         self.apply(&cut, &news, checkpoint, &changes);
         self.settle(cut.lsn).await?;
+        if is_rollback && let Some(done) = self.rolling_back.take() {
+            let _ = done.send(Ok(()));
+        }
         for (done, snapshot) in answers {
             // Nobody may be waiting any more.
             let _ = done.send(Ok(snapshot));
@@ -469,11 +491,17 @@ impl Publisher {
         manifest.roots = state.roots.clone();
         if let Some(checkpoint) = checkpoint {
             manifest.roots = checkpoint.roots.clone();
+            // The delta that it wrote began with them.
+            manifest.inherited.clear();
             manifest.totals.mapped_blocks = checkpoint.mapped_blocks;
+            if let Some(BackTo { data_cut, .. }) = checkpoint.back_to {
+                manifest.data_cut = data_cut;
+            }
         }
         let Totals { objects, object_bytes, .. } = &mut manifest.totals;
-        *objects += news.len() as u64;
-        *object_bytes += news.iter().map(|new| new.listed.bytes).sum::<u64>();
+        let unlisted = checkpoint.map_or((0, 0), |checkpoint| checkpoint.unlisted);
+        *objects += unlisted.0 + news.len() as u64;
+        *object_bytes += unlisted.1 + news.iter().map(|new| new.listed.bytes).sum::<u64>();
         if self.kept.len() >= 2 * MANIFESTS_KEPT {
             manifest.oldest_kept = self.kept[self.kept.len() - MANIFESTS_KEPT].1;
         }
@@ -552,7 +580,30 @@ impl Publisher {
     }
 
     fn start_checkpoint(&mut self) {
+        let job = self.checkpoint_job();
         let core = Arc::clone(&self.core);
+        self.checkpoint = Some(Task::spawn(async move { checkpoint::run(&core, &job).await }));
+    }
+
+    /// Begins to write the maps of the state that the volume goes back to, once nothing else is under way.
+    fn start_rollback(&mut self) {
+        let is_quiet = {
+            let state = self.core.state();
+            state.active.is_empty() && state.frozen.is_empty()
+        };
+        if !is_quiet || self.checkpoint.is_some() || self.checkpointed.is_some() {
+            return;
+        }
+        let Some(Asked { to, back_to, done }) = self.core.rollback().take() else { return };
+        let job = self.checkpoint_job();
+        let core = Arc::clone(&self.core);
+        self.rolling_back = Some(done);
+        self.checkpoint = Some(Task::spawn(async move { rollback::run(&core, &job, &to, back_to).await }));
+    }
+
+    /// What is to be checkpointed now: from here on the delta is a new one.
+    fn checkpoint_job(&self) -> checkpoint::Job {
+        let core = &self.core;
         let newest = &self.newest.manifest;
         // Of the newest manifest and not of what is on its way: who finds the maps without one goes on from there.
         let facts = CutFacts {
@@ -563,7 +614,7 @@ impl Publisher {
         let empty = Delta::new(core.bucket.block_bytes(), state.delta.epoch);
         let delta = Arc::new(std::mem::replace(&mut state.delta, empty));
         state.checkpointing = Some(Arc::clone(&delta));
-        let job = checkpoint::Job {
+        checkpoint::Job {
             facts,
             delta,
             roots: state.roots.clone(),
@@ -571,9 +622,8 @@ impl Publisher {
             tenure: self.tenure,
             sequences: Arc::clone(&self.sequences),
             moved: core.moving().clone(),
-        };
-        drop(state);
-        self.checkpoint = Some(Task::spawn(async move { checkpoint::run(&core, &job).await }));
+            explained: true,
+        }
     }
 
     /// A checkpoint that cannot be written is put off: the volume goes on, or is closed, with a longer list in its manifests.
@@ -589,15 +639,21 @@ impl Publisher {
              s3bd fsck"
         );
         self.core.noted.note(text, self.core.env.clock.now_ms());
+        self.fold_back();
+        let state = self.core.state();
+        let changes = state.delta.cut_objects.max(state.delta.snapshots.len());
+        self.checkpoint_after = changes + self.core.settings.checkpoint_objects;
+        drop(state);
+        Ok(())
+    }
+
+    /// One delta again: what is written from now on may cover the page that could not be read.
+    fn fold_back(&self) {
         let mut state = self.core.state_mut();
-        // One delta again: what is written from now on may cover the page that could not be read.
         if let Some(older) = state.checkpointing.take() {
             let newer = std::mem::replace(&mut state.delta, Arc::unwrap_or_clone(older));
             state.delta.append(newer);
         }
-        let changes = state.delta.cut_objects.max(state.delta.snapshots.len());
-        self.checkpoint_after = changes + self.core.settings.checkpoint_objects;
-        Ok(())
     }
 
     /// The last manifest of the tenure.

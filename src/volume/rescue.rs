@@ -158,7 +158,7 @@ fn origin(bucket: &Bucket, identity: &LogIdentity, base: &Published) -> [u8; 8] 
 }
 
 /// The new volume under its provisional header: made now, or by an attempt that did not come to its end.
-async fn open_destination(
+pub(super) async fn open_destination(
     destination: &Destination<'_>,
     bucket: &Bucket,
     base: &Published,
@@ -192,7 +192,8 @@ async fn open_destination(
         Err(error) => return Err(error),
     };
     if made.header.volume.0[..8] != origin {
-        let text = "an unfinished rescue of another log, or from another epoch, is here: choose another name";
+        let text = "something else that is not finished is here (the rescue of another log, or from another epoch; a clone): \
+                    choose another name, or clear it with s3bd remove";
         return Err(VolumeError::Invalid(text.to_owned()));
     }
     let agreed = Agreed { takeover: true, rollback: true, discard: true };
@@ -200,7 +201,7 @@ async fn open_destination(
 }
 
 /// Gives the header its name.
-async fn finish(store: &dyn crate::store::Store) -> Result<(), VolumeError> {
+pub(super) async fn finish(store: &dyn crate::store::Store) -> Result<(), VolumeError> {
     let header = get_small(store, names::HEADER_UNFINISHED).await?;
     store.put(names::HEADER, &[header], PutMode::Create).await?;
     store.delete(&[names::HEADER_UNFINISHED.to_owned()]).await?;
@@ -208,7 +209,7 @@ async fn finish(store: &dyn crate::store::Store) -> Result<(), VolumeError> {
 }
 
 /// Copies what is mapped, never holes. Bytes copied.
-async fn copy(from: &Core, to: &Core, advance: &impl Fn(u64)) -> Result<u64, VolumeError> {
+pub(super) async fn copy(from: &Core, to: &Core, advance: &impl Fn(u64)) -> Result<u64, VolumeError> {
     let size = from.state().size_bytes;
     let mut copied = 0;
     let mut start = 0;

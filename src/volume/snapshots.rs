@@ -226,6 +226,18 @@ impl Core {
     /// `NoSnapshot`, `SnapshotExists`, `SnapshotInUse`, `Invalid`: nothing was changed. What ends the tenure: the outcome
     /// is unknown.
     pub async fn change(&self, change: Change) -> Result<Snapshot, VolumeError> {
+        match self.change_once(change.clone()).await {
+            // Of clones that are gone, nobody tells.
+            Err(VolumeError::SnapshotInUse { name, .. })
+                if !Box::pin(self.release_stale(Some(&name))).await?.is_empty() =>
+            {
+                self.change_once(change).await
+            }
+            done => done,
+        }
+    }
+
+    async fn change_once(&self, change: Change) -> Result<Snapshot, VolumeError> {
         let (done, answer) = oneshot::channel();
         self.log()?;
         {

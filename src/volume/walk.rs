@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{
     future::{BoxFuture, FutureExt},
@@ -28,7 +29,7 @@ use crate::{
         names,
         page::{Page, span_bits},
     },
-    map::tree::{PageAt, last_key},
+    map::tree::{PageAt, Pages, last_key},
     seal::frame,
     store::{ErrorKind, Range},
 };
@@ -69,13 +70,15 @@ impl Direct {
     pub async fn get(&self, first: &FrameRef, length: u64) -> Result<Bytes, VolumeError> {
         let name = names::object(first.object.generation, first.object.sequence);
         let range = Range::Part { offset: first.offset, length };
-        match self.bucket.store.get(&name, range).await {
+        let store = self.bucket.store_of(first.object.owner);
+        let store = store.map_err(|error| self.bucket.damaged_frame(first, error))?;
+        match store.get(&name, range).await {
             Ok(got) => Ok(got.bytes),
             Err(error) => match error.kind {
                 ErrorKind::NotFound if !error.key.is_empty() => {
-                    Err(VolumeError::frame(first, FrameError::Missing))
+                    Err(self.bucket.damaged_frame(first, FrameError::Missing))
                 }
-                ErrorKind::Short => Err(VolumeError::frame(first, FrameError::Short)),
+                ErrorKind::Short => Err(self.bucket.damaged_frame(first, FrameError::Short)),
                 _ => Err(error.into()),
             },
         }
@@ -84,8 +87,9 @@ impl Direct {
     /// Opens and unpacks the stored bytes of a frame.
     pub fn open(&self, frame: &FrameRef, stored: &[u8]) -> Result<Vec<u8>, VolumeError> {
         let key = self.bucket.keys.object(&frame.object);
-        let key = key.ok_or_else(|| VolumeError::frame(frame, FrameError::Owner))?;
-        frame::open(&key.cipher(), frame, stored).map_err(|error| VolumeError::frame(frame, error.into()))
+        let key = key.ok_or_else(|| self.bucket.damaged_frame(frame, FrameError::Owner))?;
+        frame::open(&key.cipher(), frame, stored)
+            .map_err(|error| self.bucket.damaged_frame(frame, error.into()))
     }
 
     /// The plaintext of a frame.
@@ -122,8 +126,21 @@ impl Direct {
     pub async fn page(&self, at: PageAt) -> Result<Arc<Page>, VolumeError> {
         let plain = self.load(&at.frame).await?;
         let page = Page::decode(&plain, at.map, at.level, at.first_key, self.bucket.block_bytes())
-            .map_err(|error| VolumeError::frame(&at.frame, error.into()))?;
+            .map_err(|error| self.bucket.damaged_frame(&at.frame, error.into()))?;
         Ok(Arc::new(page))
+    }
+}
+
+#[async_trait]
+impl Pages for Direct {
+    type Error = VolumeError;
+
+    async fn load(&self, at: PageAt) -> Result<Arc<Page>, VolumeError> {
+        self.page(at).await
+    }
+
+    fn is_damage(error: &VolumeError) -> bool {
+        error.is_damage()
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each target uses a part of it")]
 
 pub(crate) mod bad_days;
+pub(crate) mod buckets;
 pub(crate) mod clients;
 pub(crate) mod control;
 pub(crate) mod crash;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use s3bd::{
     nbd::Device,
     store::{
-        Got, Listed, Put, PutMode, Range, Store, StoreError,
+        Folder, Got, Listed, Put, PutMode, Range, Store, StoreError,
         memory::{Contents, Memory},
     },
     volume::{
@@ -83,6 +83,10 @@ impl Store for Watched {
         limit: Option<usize>,
     ) -> Result<Vec<Listed>, StoreError> {
         self.memory.list(prefix, after, limit).await
+    }
+
+    async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
+        self.memory.list_folder(prefix).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

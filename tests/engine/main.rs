@@ -3,6 +3,7 @@
 mod bad_days;
 mod basic;
 mod bucket_prefix;
+mod buckets;
 mod cost;
 mod crash_points;
 mod damaged_log;
@@ -19,6 +20,7 @@ mod recovery;
 mod rescue;
 mod resize;
 mod rig;
+mod rollback;
 mod scan;
 mod snapshots;
 mod status;

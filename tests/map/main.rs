@@ -1,5 +1,7 @@
 //! Maps of pages against a map of blocks: sparse huge keys, holes over whole subtrees, roots that rise.
 
+mod compare;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use s3bd::{
     format::manifest::Manifest,
     nbd::Device,
-    store::{ErrorKind, Got, Listed, Put, PutMode, Range, Store, StoreError, memory::Memory},
+    store::{ErrorKind, Folder, Got, Listed, Put, PutMode, Range, Store, StoreError, memory::Memory},
     volume::{bucket::Bucket, open::open_read_only, settings::Settings},
 };
 
@@ -113,6 +113,11 @@ impl Store for Watched {
     ) -> Result<Vec<Listed>, StoreError> {
         self.answers("list", prefix)?;
         self.memory.list(prefix, after, limit).await
+    }
+
+    async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
+        self.answers("list", prefix)?;
+        self.memory.list_folder(prefix).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

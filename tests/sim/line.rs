@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use s3bd::store::{Got, Listed, Put, PutMode, Range, Store, StoreError};
+use s3bd::store::{Folder, Got, Listed, Put, PutMode, Range, Store, StoreError};
 use tokio::{sync::watch, time::Instant};
 
 /// When the process dies.
@@ -132,6 +132,10 @@ impl Store for Line {
         limit: Option<usize>,
     ) -> Result<Vec<Listed>, StoreError> {
         self.call(self.inner.list(prefix, after, limit)).await
+    }
+
+    async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
+        self.call(self.inner.list_folder(prefix)).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use s3bd::store::{ErrorKind, Put, PutMode, Range, Store, StoreError};
+use s3bd::store::{ErrorKind, Folder, Put, PutMode, Range, Store, StoreError};
 
 pub type DynStore = Arc<dyn Store>;
 
@@ -48,6 +48,7 @@ pub async fn check(store: DynStore, traits: Traits) {
     create_and_replace(&store, traits).await;
     absence_is_an_answer(&store).await;
     listings_are_in_byte_order(&store, traits).await;
+    folders_are_listed_without_what_lies_below(&store, traits).await;
     nasty_keys_come_back(&store, traits).await;
     many_are_listed_and_deleted(&store).await;
     racing_creates(&store, traits).await;
@@ -174,6 +175,47 @@ async fn listings_are_in_byte_order(store: &DynStore, traits: Traits) {
         }
     }
     store.delete(&all.into_iter().map(str::to_owned).collect::<Vec<_>>()).await.unwrap();
+}
+
+async fn folders_are_listed_without_what_lies_below(store: &DynStore, traits: Traits) {
+    let mut all = vec![
+        "f/b",
+        "f/a!",
+        "f/a/1",
+        "f/a/2",
+        "f/a/b/c",
+        "f/a0/x",
+        "f/ü +%/&/deep",
+        "f/z/y/x",
+        "g/a/x",
+        "top",
+    ];
+    if traits.key_may_be_folder {
+        all.push("f/a");
+    }
+    let many: Vec<_> = (0..30).map(|n| format!("f/many/{n:02}/{n}")).collect();
+    let all: Vec<String> = all.into_iter().map(str::to_owned).chain(many).collect();
+    for key in &all {
+        put(store, key, key).await;
+    }
+    for prefix in ["", "f/", "f/a/", "f/a/b/", "f/many/", "f/ü +%/", "f/x/", "x/", "g/", "/", "f//"] {
+        let below = all.iter().filter_map(|key| key.strip_prefix(prefix).map(|below| (key, below)));
+        let mut objects = Vec::new();
+        let mut folders = std::collections::BTreeSet::new();
+        for (key, below) in below {
+            match below.find('/') {
+                Some(at) => _ = folders.insert(key[..=prefix.len() + at].to_owned()),
+                None => objects.push((key.clone(), key.len() as u64)),
+            }
+        }
+        objects.sort_unstable();
+        let found = store.list_folder(prefix).await.unwrap();
+        let lines: Vec<_> = found.objects.into_iter().map(|line| (line.key, line.bytes)).collect();
+        assert_eq!(lines, objects, "objects of {prefix:?}");
+        assert_eq!(found.folders, folders.into_iter().collect::<Vec<_>>(), "folders of {prefix:?}");
+    }
+    store.delete(&all).await.unwrap();
+    assert_eq!(store.list_folder("f/").await.unwrap(), Folder::default());
 }
 
 async fn nasty_keys_come_back(store: &DynStore, traits: Traits) {

@@ -82,7 +82,11 @@ impl Host {
     pub fn command(&self, command: &str, arguments: &[&str]) -> Command {
         let mut line = Command::new("setpriv");
         line.args(["--pdeathsig", "KILL", "--", env!("CARGO_BIN_EXE_s3bd"), command]);
-        line.args(arguments).args(&self.flags).arg("--state-dir").arg(self.state());
+        line.args(arguments).args(&self.flags);
+        // A bucket as a whole has nothing on a host.
+        if command != "list" {
+            line.arg("--state-dir").arg(self.state());
+        }
         line.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         line.env("HOME", self.folder.path()).env("RUST_BACKTRACE", "1").env("S3BD_LOG", "s3bd=info");
         line.envs(self.variables.iter().map(|(name, value)| (name, value)));

@@ -4,12 +4,12 @@ use serde::Serialize;
 
 use super::plan::{Plan, Step};
 use crate::{
-    format::ids::FrameRef,
+    format::{ids::FrameRef, names},
     fsck::{
         detail::FrameAt,
         progress::{Progress, Stage},
     },
-    volume::{Volume, error::VolumeError},
+    volume::{Volume, error::VolumeError, snapshots::Change},
 };
 
 /// What a repair did. It counts when the volume is closed.
@@ -21,6 +21,8 @@ pub struct Applied {
     pub lost_bytes: u64,
     /// Pages written anew.
     pub moved_pages: u64,
+    /// Snapshots that are not kept any more for clones that are not there.
+    pub released_pins: u64,
     /// What was not done, in words: the copy that the plan counted on is gone, or what it gave up is whole again.
     pub failed: Vec<String>,
 }
@@ -76,6 +78,11 @@ async fn carry_out(volume: &Volume, step: &Step, applied: &mut Applied) -> Resul
             core.moving().push(*page);
             applied.moved_pages += 1;
         }
+        Step::ReleasePin { volume, .. } => {
+            core.change(Change::Release(*volume)).await?;
+            applied.released_pins += 1;
+        }
+        Step::RemoveUnfinished => core.bucket.store.delete(&[names::HEADER_UNFINISHED.to_owned()]).await?,
         Step::LosePage { page, run } => match core.mark_unmapped_lost(*page, *run).await? {
             Some(bytes) => applied.lost_bytes += bytes,
             None => applied.failed.push(whole_again(&page.frame)),

@@ -55,10 +55,11 @@ const CACHE_BYTES_SPARE: u64 = 64 << 20;
 /// `Locked` where another process of this host has the volume open, and what the store refuses.
 pub async fn prepare(env: &Env, bucket: &Bucket, report: &Report) -> Result<Plan, VolumeError> {
     let suspects = Suspects::of(&report.findings);
-    let without_steps = plan(report, &Survey::default());
-    let blocked = without_steps.left.iter().any(|left| left.remedy == super::Remedy::Repair);
+    let (epoch, generation) = (report.epoch.unwrap_or_default(), report.generation.unwrap_or_default());
+    let without_survey = plan(report, &Survey { epoch, generation, ..Survey::default() });
+    let blocked = without_survey.left.iter().any(|left| left.remedy == super::Remedy::Repair);
     if suspects.is_empty() || blocked || report.epoch.is_none() {
-        return Ok(without_steps);
+        return Ok(without_survey);
     }
     let volume = bucket.header.volume;
     let folder = env.local.describe(volume);

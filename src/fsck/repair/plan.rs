@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use super::survey::Survey;
 use crate::{
     format::{
-        ids::{Epoch, FrameRef, Generation, Sequence},
+        ids::{Epoch, FrameRef, Generation, Sequence, VolumeId},
         index::{MapKind, Run},
         names,
     },
@@ -57,6 +57,18 @@ pub enum Step {
         #[serde(rename = "manifest", serialize_with = "as_manifest")]
         maps: Box<EarlierMaps>,
     },
+    /// A snapshot is not kept any more for a clone that is not there.
+    ReleasePin {
+        /// The snapshot's name.
+        snapshot: String,
+        /// The clone's name.
+        clone: String,
+        /// The clone's id.
+        #[serde(serialize_with = "as_id")]
+        volume: VolumeId,
+    },
+    /// The header's name while the volume was made goes.
+    RemoveUnfinished,
     /// All blocks that only a page without a whole copy would lead to become errors until they are overwritten.
     LosePage {
         /// The page.
@@ -73,6 +85,10 @@ fn as_place<S: Serializer>(frame: &FrameRef, serializer: S) -> Result<S::Ok, S::
 
 fn as_manifest<S: Serializer>(maps: &EarlierMaps, serializer: S) -> Result<S::Ok, S::Error> {
     names::manifest(maps.manifest.generation, maps.manifest.epoch).serialize(serializer)
+}
+
+fn as_id<S: Serializer>(volume: &VolumeId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(volume)
 }
 
 #[derive(Serialize)]
@@ -186,7 +202,17 @@ pub fn plan(report: &Report, survey: &Survey) -> Plan {
             None => Step::MarkLost { at, blocks },
         });
     }
+    plan.steps.extend(report.findings.iter().filter_map(leftover));
     plan
+}
+
+/// What clears something that nothing depends on.
+fn leftover(finding: &Finding) -> Option<Step> {
+    match finding.clone() {
+        Finding::PinStale { snapshot, clone, volume } => Some(Step::ReleasePin { snapshot, clone, volume }),
+        Finding::UnfinishedLeft => Some(Step::RemoveUnfinished),
+        _ => None,
+    }
 }
 
 impl Plan {
@@ -217,7 +243,10 @@ impl Plan {
         self.steps.iter().fold((0, 0), |(anew, lost), step| match step {
             Step::Rewrite { blocks, .. } => (anew + blocks.count, lost),
             Step::MarkLost { blocks, .. } => (anew, lost + blocks.count),
-            Step::MovePage { .. } | Step::EarlierMaps { .. } => (anew, lost),
+            Step::MovePage { .. }
+            | Step::EarlierMaps { .. }
+            | Step::ReleasePin { .. }
+            | Step::RemoveUnfinished => (anew, lost),
             Step::LosePage { run, .. } => (anew, lost + run.count),
         })
     }

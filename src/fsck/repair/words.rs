@@ -36,6 +36,16 @@ impl Plan {
                     ));
                     continue;
                 }
+                Step::ReleasePin { snapshot, clone, .. } => {
+                    lines.push(format!(
+                        "snapshot {snapshot:?}: not kept any more for {clone}, which is not there"
+                    ));
+                    continue;
+                }
+                Step::RemoveUnfinished => {
+                    lines.push(format!("{}: removed", names::HEADER_UNFINISHED));
+                    continue;
+                }
                 Step::LosePage { page, run } => {
                     let mut lost = Blocks::default();
                     lost.add(*run);
