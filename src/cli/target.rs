@@ -57,19 +57,26 @@ impl Target {
         self.location.to_string()
     }
 
-    /// The volume's name without its bucket: the name of its export.
-    pub(super) fn volume(&self) -> &str {
-        &self.location.volume
+    /// The name of its export: the volume's without its bucket, and the snapshot's where one is named.
+    pub(super) fn export(&self) -> String {
+        match &self.location.snapshot {
+            None => self.location.volume.clone(),
+            Some(snapshot) => format!("{}@{snapshot}", self.location.volume),
+        }
     }
 
     /// The volume's location as its server calls it: with the whole path of a directory.
     pub(super) fn identity(&self) -> String {
+        self.whole().to_string()
+    }
+
+    fn whole(&self) -> Location {
         let mut location = self.location.clone();
         if let Backend::Directory(path) = &mut location.backend {
             let whole = std::fs::canonicalize(&*path).or_else(|_| std::path::absolute(&*path));
             *path = whole.unwrap_or_else(|_| path.clone());
         }
-        location.to_string()
+        location
     }
 
     /// Whether requests to the store are paid for one by one.
@@ -93,11 +100,61 @@ impl Target {
         Ok(())
     }
 
+    /// The volume, and the name of the snapshot.
+    ///
+    /// # Errors
+    /// No snapshot is named.
+    pub(super) fn split_snapshot(&self) -> anyhow::Result<(Self, String)> {
+        let mut location = self.location.clone();
+        match location.snapshot.take() {
+            Some(snapshot) => Ok((self.at(location), snapshot)),
+            None => Err(exit::usage(format!(
+                "{} names no snapshot; this command takes VOLUME@NAME",
+                self.location
+            ))),
+        }
+    }
+
+    /// The volume, whether a snapshot of it is named or not.
+    pub(super) fn without_snapshot(&self) -> Self {
+        self.at(Location { snapshot: None, ..self.location.clone() })
+    }
+
+    /// The volume's name without its bucket.
+    pub(super) fn volume(&self) -> &str {
+        &self.location.volume
+    }
+
+    /// Whether another volume is in the same bucket or directory.
+    pub(super) fn is_beside(&self, other: &Self) -> bool {
+        self.whole().backend == other.whole().backend
+    }
+
+    /// The name of the snapshot, where one is named.
+    pub(super) fn snapshot(&self) -> Option<&str> {
+        self.location.snapshot.as_deref()
+    }
+
     /// Connects to the server that has the volume open on this host.
     ///
     /// # Errors
     /// Nobody has: `otherwise` says what to do then.
     pub(super) async fn server(&self, otherwise: &str) -> anyhow::Result<Client> {
+        let root = self.state_dir()?;
+        self.find_server().await?.ok_or_else(|| {
+            exit::not_open(format!(
+                "{}: not open on this host (no server of it in {}): {otherwise}",
+                self.name(),
+                root.display()
+            ))
+        })
+    }
+
+    /// Connects to the server that has the volume open on this host, if there is one.
+    ///
+    /// # Errors
+    /// There may be one, and it does not answer.
+    pub(super) async fn find_server(&self) -> anyhow::Result<Option<Client>> {
         self.refuse_snapshot()?;
         let root = self.state_dir()?;
         let found = find(&root, &self.identity()).await.with_context(|| root.display().to_string())?;
@@ -109,23 +166,27 @@ impl Target {
             clients.retain(|client| client.hello().volume == header.volume.to_string());
         }
         match (clients.pop(), found.silent.into_iter().next()) {
-            (Some(client), _) => Ok(client),
+            (Some(client), _) => Ok(Some(client)),
             (None, Some((path, error))) => {
                 let text =
                     format!("no server of it was found, but one that may be it is at {}", path.display());
                 Err(anyhow::Error::new(error).context(text).context(self.name()))
             }
-            (None, None) => Err(exit::not_open(format!(
-                "{}: not open on this host (no server of it in {}): {otherwise}",
-                self.name(),
-                root.display()
-            ))),
+            (None, None) => Ok(None),
         }
     }
 
     /// Opens the store and puts the environment together. Makes no request.
+    ///
+    /// # Errors
+    /// Also where a snapshot is named.
     pub(super) async fn outside(&self) -> anyhow::Result<Outside> {
         self.refuse_snapshot()?;
+        self.outside_of_snapshot().await
+    }
+
+    /// The same, of a volume or of a snapshot of it.
+    pub(super) async fn outside_of_snapshot(&self) -> anyhow::Result<Outside> {
         let options = OpenOptions {
             s3: S3Options {
                 endpoint: self.endpoint.clone(),

@@ -52,6 +52,7 @@ pub mod snapshots;
 pub mod state;
 pub mod status;
 mod survey;
+pub mod usage;
 pub mod waiters;
 pub mod walk;
 pub mod write;

@@ -35,7 +35,8 @@ use crate::{
     format::{
         ids::{LogId, LogPosition},
         local::Seen,
-        manifest::{Inherited, Manifest},
+        manifest::{Inherited, Manifest, Snapshot},
+        names,
     },
     map::delta::Delta,
 };
@@ -162,7 +163,7 @@ pub async fn open_repaired(
         fault: None,
     };
     let cache = open_cache(&env, &local, &settings);
-    let frames = Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, Some(cache));
+    let frames = Arc::new(Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, Some(cache)));
     let log =
         Log::start(log, (identity.log, &tag), Arc::clone(&bucket.keys), Arc::clone(&payloads), &settings);
     let core = Core::new(env, bucket, settings, frames, Some(Arc::new(log)), payloads, state);
@@ -234,6 +235,70 @@ pub(super) async fn read_only_at(
     epoch: &Published,
     local: Option<Local>,
 ) -> Result<Volume, VolumeError> {
+    let cache = local.as_ref().map(|local| open_cache(&env, local, &settings));
+    let frames = Arc::new(Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, cache));
+    let core = core_at(env, bucket, settings, epoch, frames).await?;
+    Ok(Volume::new(Arc::new(core), None, watch::channel(false).0, local))
+}
+
+/// A snapshot of an open volume, for reading: through the same memory and the same cache.
+///
+/// # Errors
+/// Damage to its manifest or an index, and what the store refuses.
+pub async fn open_snapshot(core: &Core, snapshot: &Snapshot) -> Result<Volume, VolumeError> {
+    let (env, bucket, settings) = (core.env.clone(), core.bucket.clone(), core.settings.clone());
+    let pinned = pinned_manifest(&bucket, snapshot).await?;
+    let core = core_at(env, bucket, settings, &pinned, Arc::clone(&core.frames)).await?;
+    Ok(Volume::new(Arc::new(core), None, watch::channel(false).0, None))
+}
+
+/// Opens a snapshot for reading. Claims nothing.
+///
+/// # Errors
+/// `NoSnapshot`, damage, and what the store refuses.
+pub async fn open_snapshot_alone(
+    env: Env,
+    bucket: Bucket,
+    settings: Settings,
+    name: &str,
+) -> Result<Volume, VolumeError> {
+    let local = env.local.open(bucket.header.volume).map_err(VolumeError::local("state directory"))?;
+    let pinned = manifest_of_snapshot(&bucket, name).await?;
+    read_only_at(env, bucket, settings, &pinned, local).await
+}
+
+/// The manifest that the snapshot of this name pins.
+///
+/// # Errors
+/// `NoSnapshot`, damage, and what the store refuses.
+pub async fn manifest_of_snapshot(bucket: &Bucket, name: &str) -> Result<Published, VolumeError> {
+    let newest = bucket.newest_manifest().await?;
+    let table = SnapshotTable::load(bucket, &newest.manifest).await?;
+    pinned_manifest(bucket, table.get(name)?).await
+}
+
+/// The manifest that a snapshot pins.
+///
+/// # Errors
+/// `NoManifest` where it is gone, damage, and what the store refuses.
+pub async fn pinned_manifest(bucket: &Bucket, snapshot: &Snapshot) -> Result<Published, VolumeError> {
+    let pinned = bucket.load_manifest(snapshot.generation, snapshot.epoch).await?;
+    pinned.ok_or_else(|| VolumeError::NoManifest {
+        detail: format!(
+            "{}, which snapshot {:?} pins, is missing",
+            names::manifest(snapshot.generation, snapshot.epoch),
+            snapshot.name
+        ),
+    })
+}
+
+async fn core_at(
+    env: Env,
+    bucket: Bucket,
+    settings: Settings,
+    epoch: &Published,
+    frames: Arc<Frames>,
+) -> Result<Core, VolumeError> {
     let Published { manifest, .. } = epoch;
     let delta = load_delta(&bucket, manifest).await?;
     let state = State {
@@ -250,12 +315,10 @@ pub(super) async fn read_only_at(
         closing: false,
         fault: None,
     };
-    let cache = local.as_ref().map(|local| open_cache(&env, local, &settings));
-    let frames = Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, cache);
     let payloads = Arc::new(PayloadMemory::new(0));
     let core = Core::new(env, bucket, settings, frames, None, payloads, state);
     core.progress.send_replace(progress(epoch, Lsn(0)));
-    Ok(Volume::new(Arc::new(core), None, watch::channel(false).0, local))
+    Ok(core)
 }
 
 /// Says of a damaged log what it still holds.
@@ -319,7 +382,7 @@ pub(super) async fn inherit(
     inherited: &[Inherited],
     delta: &mut Delta,
 ) -> Result<(), VolumeError> {
-    let loads = inherited.iter().map(|inherited| bucket.load_index_of(inherited.owner, inherited.object));
+    let loads = inherited.iter().copied().map(|inherited| bucket.load_index_of(inherited.owner, inherited.object));
     let objects: Vec<_> = futures::stream::iter(loads).buffered(INDEX_LOADS_MAX).try_collect().await?;
     objects.iter().for_each(|new| delta.inherit(new));
     Ok(())
