@@ -96,9 +96,10 @@ impl Reader {
 
     /// Objects of the volume `own` that turned out to be missing.
     pub(super) fn missing(&self, own: VolumeId) -> impl Iterator<Item = (Generation, Sequence)> + '_ {
-        let missing = self.damaged.iter().filter(move |(_, (frame, error, _))| {
-            *error == FrameError::Missing && frame.object.owner == own
-        });
+        let missing = self
+            .damaged
+            .iter()
+            .filter(move |(_, (frame, error, _))| *error == FrameError::Missing && frame.object.owner == own);
         missing.map(|((generation, sequence, _), _)| (*generation, *sequence))
     }
 

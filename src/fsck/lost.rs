@@ -74,8 +74,7 @@ impl Lost {
 
     /// Objects of the volume `own` of which something is missing.
     pub(super) fn missing(&self, own: VolumeId) -> BTreeSet<(Generation, Sequence)> {
-        let objects =
-            self.objects.iter().filter(|(_, broken)| broken.found.is_none() && broken.owner == own);
+        let objects = self.objects.iter().filter(|(_, broken)| broken.found.is_none() && broken.owner == own);
         let pages = self
             .pages
             .iter()

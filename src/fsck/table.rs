@@ -300,7 +300,9 @@ impl Check<'_> {
         match found {
             Some(found) if found == info.bytes => return Ok(needed),
             found if !needed => self.add(Finding::DeadObject { name, found }),
-            found => self.lost.object(self.direct.bucket.header.volume, known.name(), found, info.bytes, false),
+            found => {
+                self.lost.object(self.direct.bucket.header.volume, known.name(), found, info.bytes, false)
+            }
         }
         Ok(false)
     }

@@ -273,14 +273,15 @@ impl Frames {
             Some(cipher) => cipher,
             None => {
                 let key = self.bucket.keys.object(&frame.object);
-                let cipher =
-                    Arc::new(key.ok_or_else(|| self.bucket.damaged_frame(frame, FrameError::Owner))?.cipher());
+                let cipher = Arc::new(
+                    key.ok_or_else(|| self.bucket.damaged_frame(frame, FrameError::Owner))?.cipher(),
+                );
                 self.ciphers.insert(frame.object, Arc::clone(&cipher));
                 cipher
             }
         };
-        let plain =
-            frame::open(&cipher, frame, stored).map_err(|error| self.bucket.damaged_frame(frame, error.into()))?;
+        let plain = frame::open(&cipher, frame, stored)
+            .map_err(|error| self.bucket.damaged_frame(frame, error.into()))?;
         Ok(plain.into())
     }
 

@@ -382,7 +382,8 @@ pub(super) async fn inherit(
     inherited: &[Inherited],
     delta: &mut Delta,
 ) -> Result<(), VolumeError> {
-    let loads = inherited.iter().copied().map(|inherited| bucket.load_index_of(inherited.owner, inherited.object));
+    let loads =
+        inherited.iter().copied().map(|inherited| bucket.load_index_of(inherited.owner, inherited.object));
     let objects: Vec<_> = futures::stream::iter(loads).buffered(INDEX_LOADS_MAX).try_collect().await?;
     objects.iter().for_each(|new| delta.inherit(new));
     Ok(())

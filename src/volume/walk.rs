@@ -87,7 +87,8 @@ impl Direct {
     pub fn open(&self, frame: &FrameRef, stored: &[u8]) -> Result<Vec<u8>, VolumeError> {
         let key = self.bucket.keys.object(&frame.object);
         let key = key.ok_or_else(|| self.bucket.damaged_frame(frame, FrameError::Owner))?;
-        frame::open(&key.cipher(), frame, stored).map_err(|error| self.bucket.damaged_frame(frame, error.into()))
+        frame::open(&key.cipher(), frame, stored)
+            .map_err(|error| self.bucket.damaged_frame(frame, error.into()))
     }
 
     /// The plaintext of a frame.

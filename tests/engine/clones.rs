@@ -269,7 +269,10 @@ async fn clones_of_clones_read_what_each_of_those_before_them_wrote() {
         let last = Pair { volume: street.open("v5").await, wanted };
         last.assert_as_wanted("the last").await;
         let owners = street.unlock("v5").await.unwrap().newest_manifest().await.unwrap().manifest.owners;
-        assert_eq!(owners.iter().map(|owner| &*owner.name).collect::<Vec<_>>(), ["v4", "v3", "v2", "v1", "v0"]);
+        assert_eq!(
+            owners.iter().map(|owner| &*owner.name).collect::<Vec<_>>(),
+            ["v4", "v3", "v2", "v1", "v0"]
+        );
     }
 }
 
@@ -491,8 +494,12 @@ async fn family(seed: u64) {
     let mut prng = Prng::new(seed);
     let mut street = Street::new(seed, tight_settings(&mut prng));
     street.init("v0", SIZE).await;
-    let first =
-        Member { name: "v0".to_owned(), volume: None, wanted: vec![0; SIZE as usize], snapshots: BTreeMap::new() };
+    let first = Member {
+        name: "v0".to_owned(),
+        volume: None,
+        wanted: vec![0; SIZE as usize],
+        snapshots: BTreeMap::new(),
+    };
     let mut family = vec![first];
     for step in 0..60 {
         let at = prng.below(family.len() as u64) as usize;

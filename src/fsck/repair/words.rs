@@ -37,7 +37,9 @@ impl Plan {
                     continue;
                 }
                 Step::ReleasePin { snapshot, clone, .. } => {
-                    lines.push(format!("snapshot {snapshot:?}: not kept any more for {clone}, which is not there"));
+                    lines.push(format!(
+                        "snapshot {snapshot:?}: not kept any more for {clone}, which is not there"
+                    ));
                     continue;
                 }
                 Step::RemoveUnfinished => {
