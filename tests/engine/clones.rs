@@ -132,6 +132,15 @@ impl Street {
         assert!(faults.is_empty(), "{volume}: {faults:#?}");
     }
 
+    async fn repair(&mut self, volume: &str, report: &Report) -> repair::Applied {
+        let (env, bucket) = (self.env(volume), self.unlock(volume).await.unwrap());
+        let plan = repair::prepare(&env, &bucket, report).await.unwrap();
+        let opened = repair::begin(env, bucket, self.settings.clone(), &plan).await.unwrap();
+        let applied = repair::apply(&opened, &plan, &()).await.unwrap();
+        opened.close().await.unwrap();
+        applied
+    }
+
     /// What `s3bd remove` does in the end.
     fn remove(&mut self, volume: &str) {
         let mut contents = self.memory.snapshot();
@@ -334,12 +343,8 @@ async fn a_check_names_the_pin_of_a_clone_that_is_gone_and_a_repair_releases_it(
     let report = street.check("origin").await;
     let found: Vec<_> = faults(&report).collect();
     assert!(matches!(&found[..], [Finding::PinStale { clone, .. }] if clone == "gone"), "{found:#?}");
-    let (env, bucket) = (street.env("origin"), street.unlock("origin").await.unwrap());
-    let plan = repair::prepare(&env, &bucket, &report).await.unwrap();
-    let volume = repair::begin(env, bucket, street.settings.clone(), &plan).await.unwrap();
-    let applied = repair::apply(&volume, &plan, &()).await.unwrap();
+    let applied = street.repair("origin", &report).await;
     assert_eq!((applied.released_pins, applied.failed.len()), (1, 0));
-    volume.close().await.unwrap();
     street.assert_sound("origin").await;
     let volume = street.open("origin").await;
     volume.core().change(Change::Delete("clone-gone".to_owned())).await.unwrap();
@@ -392,9 +397,18 @@ async fn a_clone_that_dies_anywhere_leaves_a_volume_or_nothing_that_anybody_trip
             Ok(clone) => {
                 assert_eq!(clone.read(0, 30_000).await.unwrap().concat(), written, "{what}");
                 clone.close().await.unwrap();
+                let report = street.check("clone").await;
+                let left = report.findings.iter().filter(|finding| **finding == Finding::UnfinishedLeft);
+                assert_eq!(left.count(), street.names("clone/volume.unfinished").len(), "{what}");
+                street.repair("clone", &report).await;
+                assert!(street.names("clone/volume.unfinished").is_empty(), "{what}");
                 street.assert_sound("clone").await;
             }
-            Err(VolumeError::NoVolume | VolumeError::Unfinished) if !done => street.remove("clone"),
+            Err(VolumeError::NoVolume) if !done => assert!(street.names("clone/").is_empty(), "{what}"),
+            Err(error @ VolumeError::Unfinished) if !done => {
+                assert!(error.to_string().contains("s3bd remove"), "{error}");
+                street.remove("clone");
+            }
             Err(error) => panic!("{what}: {error}"),
         }
         // And a snapshot that nothing depends on can be deleted.
@@ -445,10 +459,8 @@ async fn damage_in_the_origin_hits_the_ranges_of_a_clone_that_lie_in_it_and_is_n
     let [Finding::ObjectMissing { blocks, listed: false, .. }] = found[..] else { panic!("{found:#?}") };
     assert_eq!(blocks.count, 20, "{blocks}");
     // What cannot be had back is given up, and the clone is whole again.
-    let (env, bucket) = (street.env("clone"), street.unlock("clone").await.unwrap());
-    let plan = repair::prepare(&env, &bucket, &report).await.unwrap();
-    let volume = repair::begin(env, bucket, street.settings.clone(), &plan).await.unwrap();
-    repair::apply(&volume, &plan, &()).await.unwrap();
+    street.repair("clone", &report).await;
+    let volume = street.open("clone").await;
     volume.write(0, Bytes::from(vec![1; 10_240]), false).await.unwrap();
     volume.close().await.unwrap();
     street.assert_sound("clone").await;
