@@ -62,7 +62,8 @@ pub async fn begin(env: &Env, origin: &Bucket, new: &NewClone<'_>) -> Result<Beg
     let volume = VolumeId(random_bytes(&*env.random));
     let (block_bytes, compression) = (origin.block_bytes(), origin.header.compression);
     let Fresh { bucket, header_bytes, master } = fresh(env, volume, block_bytes, compression, new.secret)?;
-    let put = env.store.put(names::HEADER_UNFINISHED, &[header_bytes.clone()], PutMode::Create).await?;
+    let body = std::slice::from_ref(&header_bytes);
+    let put = env.store.put(names::HEADER_UNFINISHED, body, PutMode::Create).await?;
     // A store without conditional puts says Created to both of two commands: the last one goes on.
     if put == Put::Exists || get_unfinished(env).await?.as_ref() != Some(&header_bytes) {
         return Err(VolumeError::Unfinished);
