@@ -33,6 +33,8 @@ e2e::claims! {
         recover_scan_rebuilds_a_volume_without_manifests,
         what_a_fenced_host_held_becomes_a_volume_of_its_own,
         a_fenced_server_answers_every_request_with_an_error;
+    snapshots:
+        snapshots_are_taken_read_renamed_and_deleted_online_and_offline;
     signals:
         a_signal_uploads_everything_and_closes_clean,
         an_idle_client_does_not_hold_up_the_close,

@@ -26,6 +26,8 @@ e2e::claims! {
         what_fio_flushed_survives_three_kills,
         ext4_survives_three_kills_and_the_loss_of_the_host,
         btrfs_survives_two_kills_and_the_loss_of_the_host;
+    snapshots:
+        snapshots_are_taken_read_renamed_and_deleted_online_and_offline;
     signals:
         a_signal_uploads_everything_and_closes_clean,
         an_idle_client_does_not_hold_up_the_close,

@@ -51,7 +51,8 @@ fn told(done: Result<Snapshot, VolumeError>) -> Result<Answer, VolumeError> {
 
 async fn list_snapshots(core: &Arc<Core>) -> Result<Answer, VolumeError> {
     let newest = core.bucket.newest_manifest().await?;
-    snapshot_usage(&core.bucket, &newest.manifest).await.map(Answer::Snapshots)
+    let snapshots = snapshot_usage(&core.bucket, &newest.manifest).await?;
+    Ok(Answer::Snapshots { snapshots })
 }
 
 impl Target {

@@ -28,8 +28,8 @@ pub(super) enum Snapshot {
 
 /// Take a snapshot.
 #[derive(Debug, Args)]
+#[command(override_usage = "s3bd snapshot create [OPTIONS] <VOLUME>@<NAME>")]
 pub(super) struct Create {
-    /// BUCKET/VOLUME@NAME, or file:DIR/VOLUME@NAME.
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
@@ -50,6 +50,7 @@ pub(super) struct List {
 
 /// Delete a snapshot.
 #[derive(Debug, Args)]
+#[command(override_usage = "s3bd snapshot delete [OPTIONS] <VOLUME>@<NAME>")]
 pub(super) struct Delete {
     #[command(flatten)]
     target: Target,
@@ -62,6 +63,7 @@ pub(super) struct Delete {
 
 /// Rename a snapshot.
 #[derive(Debug, Args)]
+#[command(override_usage = "s3bd snapshot rename [OPTIONS] <VOLUME>@<NAME> <NEW_NAME>")]
 pub(super) struct Rename {
     #[command(flatten)]
     target: Target,
@@ -105,7 +107,7 @@ impl List {
         let name = self.target.name();
         if let Some(server) = self.target.find_server().await? {
             let answer = self.target.ask(server, &Request::SnapshotList, |_| ()).await?;
-            let Answer::Snapshots(snapshots) = answer else { return Err(exit::nonsense(&answer)) };
+            let Answer::Snapshots { snapshots } = answer else { return Err(exit::nonsense(&answer)) };
             return Ok(snapshots);
         }
         let (_, bucket) = self.target.unlock(&self.secret).await?;

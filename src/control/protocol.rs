@@ -83,7 +83,10 @@ pub enum Answer {
     /// The snapshot that was taken, deleted or renamed.
     Snapshot(SnapshotInfo),
     /// To [`Request::SnapshotList`]: oldest first.
-    Snapshots(Vec<SnapshotUsage>),
+    Snapshots {
+        /// All there are.
+        snapshots: Vec<SnapshotUsage>,
+    },
 }
 
 /// Who serves which volume.
@@ -218,6 +221,26 @@ mod tests {
         let refused = Reply::Refused(Refusal::new(RefusalKind::Fenced, "gone"));
         let line = "{\"kind\":\"fenced\",\"message\":\"gone\",\"reply\":\"refused\",\"version\":1}\n";
         assert_eq!(String::from_utf8(encode_reply(&refused)).unwrap(), line);
+    }
+
+    #[test]
+    fn every_kind_of_answer_has_a_line() {
+        let usage = SnapshotUsage {
+            id: 1,
+            name: "monday".to_owned(),
+            epoch: crate::format::ids::Epoch(7),
+            time_ms: 5,
+            size_bytes: 1 << 30,
+            own_bytes: 1,
+            shared_bytes: 2,
+            clones: vec!["copy".to_owned()],
+        };
+        let info =
+            SnapshotInfo { id: 1, name: "a".to_owned(), epoch: usage.epoch, time_ms: 5, size_bytes: 9 };
+        for answer in [Answer::Done, Answer::Snapshot(info), Answer::Snapshots { snapshots: vec![usage] }] {
+            let line = encode_reply(&Reply::Answer(answer.clone()));
+            assert_eq!(decode_reply(&line), Ok(Reply::Answer(answer)));
+        }
     }
 
     #[test]

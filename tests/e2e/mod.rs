@@ -14,6 +14,7 @@ pub(crate) mod outage;
 pub(crate) mod passwords;
 pub(crate) mod raw;
 pub(crate) mod signals;
+pub(crate) mod snapshots;
 
 use crate::support::{
     fixture::{Fixture, Kind},
