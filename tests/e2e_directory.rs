@@ -50,6 +50,9 @@ e2e::claims! {
         a_clone_shares_what_its_origin_holds_and_each_goes_its_own_way,
         a_full_clone_depends_on_nothing,
         what_cannot_be_cloned_is_named_and_leaves_nothing;
+    resize:
+        a_volume_is_resized_while_clients_write,
+        ext4_goes_on_while_its_volume_grows_and_shrinks_with_it;
     passwords:
         a_password_comes_from_a_file_a_command_or_the_environment,
         a_terminal_is_asked_and_shows_nothing,

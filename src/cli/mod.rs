@@ -17,6 +17,7 @@ mod perform;
 mod progress;
 mod recover;
 mod repair;
+mod resize;
 mod secret;
 mod serve;
 mod served;
@@ -64,6 +65,8 @@ enum Command {
     /// List, add, remove and change the secrets that open a volume.
     #[command(subcommand)]
     Key(key::Key),
+    /// Make a volume larger or smaller, also while it is open and in use on this host.
+    Resize(resize::Resize),
     /// Take, list, delete and rename snapshots of a volume.
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
@@ -102,6 +105,7 @@ pub fn main() -> ExitCode {
             Command::Fsck(command) => return command.run().await,
             Command::Info(command) => command.run().await,
             Command::Key(command) => command.run().await,
+            Command::Resize(command) => command.run().await,
             Command::Snapshot(command) => command.run().await,
             Command::Clone(command) => command.run().await,
             Command::Status(command) => command.run().await,

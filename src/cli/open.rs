@@ -28,6 +28,7 @@ use crate::{
         error::VolumeError,
         open::{Agreed, open, open_read_only, open_snapshot_alone},
         settings::{Durability, Settings},
+        status::Waiting,
     },
 };
 
@@ -213,7 +214,9 @@ impl Open {
             control.end().await;
         }
         tracing::info!(requests = ?outside.opened.meter(), "requests made of the store");
-        closed
+        closed?;
+        let name = self.target.name();
+        volume.core().noted.tell_incomplete(Waiting::Sync).with_context(|| name)
     }
 
     async fn create(&self, env: &crate::volume::env::Env, size: u64) -> anyhow::Result<()> {

@@ -13,7 +13,7 @@ use super::{
     tell,
 };
 use crate::{
-    control::{Answer, Progress, Request, client::Client},
+    control::{Answer, Progress, Request, Resized, client::Client},
     format::manifest::Snapshot,
     seal::frame::Compression,
     volume::{
@@ -22,6 +22,7 @@ use crate::{
         env::Env,
         error::VolumeError,
         open::{Agreed, open},
+        resize::{Mapped, check_size},
         settings::Settings,
         snapshots::Change,
         usage::snapshot_usage,
@@ -40,6 +41,9 @@ pub(super) async fn perform(core: &Arc<Core>, request: &Request) -> Option<Resul
         Request::SnapshotPin { name, clone } => return Some(told(core.pin(name.as_deref(), clone).await)),
         Request::SnapshotCreateFor { copy } => return Some(told(core.take_for_clone(&copy).await)),
         Request::SnapshotList => return Some(list_snapshots(core).await),
+        Request::Resize { from_bytes, size_bytes, dry_run } => {
+            return Some(resize(core, from_bytes, size_bytes, dry_run).await.map(Answer::Resized));
+        }
         Request::Hello | Request::Status | Request::Sync => return None,
     };
     Some(told(core.change(change).await))
@@ -47,6 +51,30 @@ pub(super) async fn perform(core: &Arc<Core>, request: &Request) -> Option<Resul
 
 fn told(done: Result<Snapshot, VolumeError>) -> Result<Answer, VolumeError> {
     done.map(|snapshot| Answer::Snapshot((&snapshot).into()))
+}
+
+/// A new size, or what it would discard; who is connected is for the server to say.
+async fn resize(
+    core: &Core,
+    from_bytes: u64,
+    size_bytes: u64,
+    dry_run: bool,
+) -> Result<Resized, VolumeError> {
+    let mut resized = Resized {
+        from_bytes,
+        size_bytes,
+        discarded_bytes: None,
+        discarded_exact: false,
+        clients: Vec::new(),
+    };
+    if dry_run {
+        check_size(size_bytes, core.bucket.block_bytes())?;
+        let Mapped { bytes, exact } = core.mapped_from(size_bytes).await?;
+        (resized.discarded_bytes, resized.discarded_exact) = (Some(bytes), exact);
+    } else {
+        core.resize(from_bytes, size_bytes).await?;
+    }
+    Ok(resized)
 }
 
 async fn list_snapshots(core: &Arc<Core>) -> Result<Answer, VolumeError> {

@@ -50,6 +50,9 @@ pub(super) fn describe_replay(replayed: &crate::volume::replay::Replayed) -> Str
             crate::volume::format_time(last),
         ),
     };
+    if let Some(bytes) = replayed.size_bytes {
+        text += &format!("; they gave the volume a size of {} ({bytes} bytes)", show_size(bytes));
+    }
     if let Some((bytes, why)) = &replayed.torn {
         text += &format!(
             "; {bytes} bytes at its end were torn off ({why}): they were being written when the power went, and no flush \

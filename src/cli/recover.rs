@@ -32,6 +32,7 @@ use crate::{
         replay::Replayed,
         rescue::{Destination, rescue},
         settings::Settings,
+        status::Waiting,
     },
 };
 
@@ -60,9 +61,13 @@ pub(super) struct Recover {
     /// Where there is no manifest left: put the volume together from its objects and claims alone.
     #[arg(long)]
     scan: bool,
+    /// Go back to the newest epoch of which every page and object is there, although the newest can be opened: for
+    /// damage that s3bd fsck --repair cannot mend.
+    #[arg(long, conflicts_with = "scan")]
+    fall_back: bool,
     /// Make a new volume of what the local log holds of a history that another writer has overtaken: a full copy of the
     /// epoch it goes on from, and the log on top. The old volume and the log stay as they are.
-    #[arg(long, value_name = "NEW", conflicts_with_all = ["discard", "scan", "takeover", "dry_run"])]
+    #[arg(long, value_name = "NEW", conflicts_with_all = ["discard", "scan", "fall_back", "takeover", "dry_run"])]
     rescue_to: Option<Location>,
     /// Answer yes to what would be asked: whether to give up what cannot be had back.
     #[arg(long)]
@@ -143,7 +148,11 @@ impl Recover {
             show_size(rescued.replayed.bytes),
             old,
         ));
-        Ok(())
+        // It is a volume, and not of all that the log was to hold: whoever goes on to give the log up is to know.
+        rescued.damage.map_or(Ok(()), |damage| {
+            let text = format!("{old}: write-ahead log: {damage}; {name} ends before the damage");
+            Err(CliError { code: DAMAGED, text }.into())
+        })
     }
 
     fn agreed(&self) -> Agreed {
@@ -162,11 +171,14 @@ impl Recover {
         if self.scan {
             repair.base = Some(self.rebuild(env, bucket, losses).await?);
         }
+        if self.fall_back {
+            repair.base = Some(self.fall_back(bucket, None, losses).await?);
+        }
         loop {
             match inspect(env, bucket, self.agreed(), &repair).await {
                 Ok(report) => return Ok((report, repair)),
                 Err(error) if error.is_of_line() && repair.base.is_none() => {
-                    repair.base = Some(self.fall_back(bucket, error, losses).await?);
+                    repair.base = Some(self.fall_back(bucket, Some(error), losses).await?);
                 }
                 Err(VolumeError::LogDamaged(damage)) if damage.joins && !repair.cut_log => {
                     say(format_args!("{name}: write-ahead log: {damage}"));
@@ -185,11 +197,11 @@ impl Recover {
         }
     }
 
-    /// The newest whole epoch.
+    /// The newest whole epoch. `error`: why the newest one of all cannot be used, where it cannot.
     async fn fall_back(
         &self,
         bucket: &Bucket,
-        error: VolumeError,
+        error: Option<VolumeError>,
         losses: &mut Vec<Loss>,
     ) -> anyhow::Result<Base> {
         let name = self.target.name();
@@ -205,9 +217,10 @@ impl Recover {
         if passed.len() > LINES_MAX {
             say(format_args!("{name}: and {} more", passed.len() - LINES_MAX));
         }
+        let error = error.map_or(String::new(), |error| format!("{error}; "));
         let Some(base) = base else {
             let text = format!(
-                "{name}: {error}; no epoch is whole: s3bd recover --scan puts the volume together from its objects, s3bd \
+                "{name}: {error}no epoch is whole: s3bd recover --scan puts the volume together from its objects, s3bd \
                  fsck says what is damaged"
             );
             return Err(CliError { code: DAMAGED, text }.into());
@@ -215,8 +228,13 @@ impl Recover {
         let whole = &base.published.manifest;
         let time = format_time(whole.time_ms);
         match passed.first() {
+            None if self.fall_back => {
+                let text =
+                    format!("{name}: the newest epoch, {}, is whole: leave --fall-back out", whole.epoch);
+                return Err(super::exit::usage(text));
+            }
             None => say(format_args!(
-                "{name}: {error}; the newest epoch, {} of {time}, is whole all the same: nothing is lost",
+                "{name}: {error}the newest epoch, {} of {time}, is whole all the same: nothing is lost",
                 whole.epoch
             )),
             Some(newest) => {
@@ -281,13 +299,15 @@ impl Recover {
             opened = open_repaired(env, bucket, settings, self.agreed(), repair) => opened.with_context(|| name.clone())?,
             () = signals.next() => anyhow::bail!("{name}: interrupted before anything was uploaded; run it again"),
         };
+        let core = Arc::clone(volume.core());
+        let end = core.state().end;
         let uploaded = async {
             tokio::select! {
-                result = volume.sync() => result.map(|()| true),
+                // What could not be completed on the way is told when the volume is closed all the same.
+                result = volume.core().publish_to(end) => result.map(|()| true),
                 () = signals.next() => Ok(false),
             }
         };
-        let core = Arc::clone(volume.core());
         let done = tokio::select! {
             result = uploaded => result.with_context(|| name.clone())?,
             () = show_upload(core, "uploading") => true,
@@ -298,6 +318,7 @@ impl Recover {
             );
         }
         close(&volume, &mut signals, &name).await?;
+        volume.core().noted.tell_incomplete(Waiting::Sync).with_context(|| name.clone())?;
         let epoch = volume.core().progress.borrow().epoch;
         let published = match report.replayed.records {
             0 => "nothing was left to upload".to_owned(),

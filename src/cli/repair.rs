@@ -18,6 +18,7 @@ use crate::{
         error::VolumeError,
         open::{Agreed, Repair, inspect},
         settings::Settings,
+        status::Waiting,
     },
 };
 
@@ -119,6 +120,9 @@ async fn carry_out(env: Env, bucket: Bucket, name: &str, plan: &Plan) -> anyhow:
     };
     let mut applied = applied.with_context(|| name.to_owned())?;
     close(&volume, &mut signals, name).await?;
+    if let Err(incomplete) = volume.core().noted.tell_incomplete(Waiting::Sync) {
+        applied.failed.push(incomplete.to_string());
+    }
     let unmoved = volume.core().moving().len();
     if unmoved > 0 {
         applied.moved_pages -= unmoved as u64;

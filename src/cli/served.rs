@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use super::{exports::VolumeExports, perform::perform, target::Target, tell};
 use crate::{
     control::{
-        Answer, ControlSocket, Hello, Limits, Progress, Refusal, RefusalKind, Request, Server, Service,
-        Status, StoreStatus, Working,
+        Answer, ControlSocket, Hello, Limits, Progress, Refusal, RefusalKind, Request, Resized, Server,
+        Service, Status, StoreStatus, Working,
     },
     nbd::Clients,
     store::{
@@ -19,6 +19,7 @@ use crate::{
         Volume,
         error::{Kind, VolumeError},
         host::HostRoot,
+        status::Waiting,
     },
 };
 
@@ -102,7 +103,7 @@ impl Served {
             working.set(Progress { left_bytes, store_away_ms: self.opened.health().away_ms });
             tokio::select! {
                 biased;
-                done = &mut sync => return done,
+                done = &mut sync => return done.and_then(|()| core.noted.tell_incomplete(Waiting::Sync)),
                 _ = progress.changed() => {}
                 // The store's health changes without a word.
                 () = tokio::time::sleep(std::time::Duration::from_millis(500)) => {}
@@ -127,6 +128,10 @@ impl Service for Served {
                     self.refuse_if_read(name)?;
                 }
                 match perform(self.volume.core(), &request).await {
+                    Some(Ok(Answer::Resized(resized))) => {
+                        let clients = self.clients.list().into_iter().map(|client| client.program).collect();
+                        Ok(Answer::Resized(Resized { clients, ..resized }))
+                    }
                     Some(done) => done.map_err(|error| refusal(&error)),
                     None => Err(Refusal::unsupported(&request)),
                 }

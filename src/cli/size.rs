@@ -23,6 +23,34 @@ pub(super) fn parse_size_or_none(text: &str) -> Result<u64, String> {
     if text.trim() == "0" { Ok(0) } else { parse_size(text) }
 }
 
+/// A size, or a difference to what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NewSize {
+    To(u64),
+    Larger(u64),
+    Smaller(u64),
+}
+
+/// Reads a size, or one with a sign.
+pub(super) fn parse_new_size(text: &str) -> Result<NewSize, String> {
+    match (text.strip_prefix('+'), text.strip_prefix('-')) {
+        (Some(rest), _) => parse_size(rest).map(NewSize::Larger),
+        (_, Some(rest)) => parse_size(rest).map(NewSize::Smaller),
+        _ => parse_size(text).map(NewSize::To),
+    }
+}
+
+impl NewSize {
+    /// What it comes to; `None` where that is no size.
+    pub(super) fn of(self, bytes: u64) -> Option<u64> {
+        match self {
+            Self::To(size) => Some(size),
+            Self::Larger(more) => bytes.checked_add(more),
+            Self::Smaller(less) => bytes.checked_sub(less).filter(|size| *size > 0),
+        }
+    }
+}
+
 /// Reads a duration such as `30s`, `500ms` or `5m`.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || "write a duration such as 500ms, 30s, 5m or 1h".to_owned();
@@ -82,6 +110,16 @@ mod tests {
         assert_eq!(parse_size("1.5K"), Ok(1536));
         for text in ["", "GB", "20X", "-1", "0", "1e30"] {
             assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_new_size_is_one_or_a_difference() {
+        let of = |text: &str| parse_new_size(text).unwrap().of(10 << 30);
+        assert_eq!((of("20GB"), of("+10G"), of("-4GiB")), (Some(20 << 30), Some(20 << 30), Some(6 << 30)));
+        assert_eq!((of("-10G"), of("-11G"), of("+15.9E")), (None, None, None));
+        for text in ["", "+", "-", "+-1", "--1", "0", "+0", "-0", "10%"] {
+            assert!(parse_new_size(text).is_err(), "{text}");
         }
     }
 

@@ -102,7 +102,10 @@ fn text(name: &str, facts: &Facts) -> String {
     lines.push(("memory", memory(facts)));
     let client = |client: &crate::nbd::Client| match client.address {
         Some(address) => format!("{address} ({})", client.export),
-        None => format!("unix ({})", client.export),
+        None => {
+            let program = client.program.as_ref().map_or(String::new(), |name| format!("{name} by "));
+            format!("{program}unix ({})", client.export)
+        }
     };
     let each = clients.iter().map(client).collect::<Vec<_>>().join(", ");
     let colon = if clients.is_empty() { "" } else { ": " };

@@ -25,6 +25,15 @@ pub enum Request {
     Status,
     /// Answer when everything acknowledged before is in the bucket.
     Sync,
+    /// Give the volume another size; answered after a flush.
+    Resize {
+        /// What the client takes its size for, bytes: where it is another by now, nothing is done.
+        from_bytes: u64,
+        /// Its new size, bytes.
+        size_bytes: u64,
+        /// Change nothing, but count what would be discarded.
+        dry_run: bool,
+    },
     /// Take a snapshot of all that was acknowledged before.
     SnapshotCreate {
         /// Its name.
@@ -78,6 +87,8 @@ pub enum Answer {
     Hello(Hello),
     /// To [`Request::Status`].
     Status(Box<Status>),
+    /// To [`Request::Resize`].
+    Resized(Resized),
     /// It is done.
     Done,
     /// The snapshot that was taken, deleted or renamed.
@@ -87,6 +98,22 @@ pub enum Answer {
         /// All there are.
         snapshots: Vec<SnapshotUsage>,
     },
+}
+
+/// A change of a volume's size, as it was done or would be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resized {
+    /// Size before, bytes.
+    pub from_bytes: u64,
+    /// Size after, bytes.
+    pub size_bytes: u64,
+    /// Data beyond the new end, bytes; not counted where the change was done.
+    pub discarded_bytes: Option<u64>,
+    /// Whether that is all; else it is more than that.
+    pub discarded_exact: bool,
+    /// The programs of the NBD clients that are connected, and go on with the size that they know; none where it is not
+    /// known which.
+    pub clients: Vec<Option<String>>,
 }
 
 /// Who serves which volume.

@@ -115,7 +115,8 @@ impl Lost {
                     map: at.map,
                     level: at.level,
                     first_key: at.first_key,
-                    last_key: last,
+                    // Of a volume that became smaller, it may lie beyond the end.
+                    last_key: last.max(at.first_key),
                     error,
                 }),
             }

@@ -19,6 +19,8 @@ pub enum Remedy {
     Overwrite,
     /// `recover` goes back to the newest manifest that is whole.
     Recover,
+    /// `recover --fall-back` goes back to the newest epoch of which every page is there.
+    FallBack,
     /// A key slot is to be removed, and its secret added anew.
     Keys,
     /// There is no second copy of it, and no data depends on it.
@@ -37,6 +39,10 @@ impl fmt::Display for Remedy {
             }
             Self::Overwrite => "overwriting the blocks clears it",
             Self::Recover => "s3bd recover goes back to the newest manifest that is whole",
+            Self::FallBack => {
+                "s3bd recover --fall-back goes back to the newest epoch whose pages are all whole, and says before what that \
+                 loses; where none is, s3bd recover --scan makes the maps anew from the objects"
+            }
             Self::Keys => "remove the key slot, and add its password or key file anew",
             Self::Accept => "it has no second copy, and no data depends on it",
             Self::Restore => "it has no second copy: put the object back from a copy of the bucket",

@@ -116,6 +116,18 @@ impl Delta {
         }
     }
 
+    /// Lays all that changed after it on top.
+    pub fn append(&mut self, newer: Self) {
+        self.epoch = self.epoch.max(newer.epoch);
+        self.listed.extend(newer.listed);
+        self.cut_objects += newer.cut_objects;
+        self.objects.extend(newer.objects);
+        self.snapshots.extend(newer.snapshots);
+        for Extent { block, count, target } in newer.extents.iter() {
+            self.lay(Run { block, count }, target, newer.epoch);
+        }
+    }
+
     fn lay(&mut self, run: Run, target: Target, epoch: Epoch) {
         let Self { extents, objects, block_bytes, .. } = self;
         extents.insert(Extent { block: run.block, count: run.count, target }, |old| {

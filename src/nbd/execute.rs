@@ -106,6 +106,7 @@ pub(super) fn refusal(error: DeviceError) -> Refusal {
         DeviceError::Io => (Errno::Io, "the data cannot be had"),
         DeviceError::ReadOnly => (Errno::Perm, "the device takes no writes"),
         DeviceError::Invalid => (Errno::Invalid, "the device refuses the request"),
+        DeviceError::NoSpace => (Errno::NoSpace, "beyond the end of the export"),
         DeviceError::Shutdown => (Errno::Shutdown, "the device is shutting down"),
         DeviceError::Unsupported => (Errno::Invalid, "the device cannot do this"),
     };

@@ -70,6 +70,9 @@ pub enum DeviceError {
     /// The range is not within the device, or the request makes no sense (EINVAL).
     #[error("invalid request")]
     Invalid,
+    /// What is to be written is not within the device (ENOSPC).
+    #[error("beyond the end")]
+    NoSpace,
     /// The device takes no request any more (ESHUTDOWN).
     #[error("shutting down")]
     Shutdown,

@@ -3,7 +3,6 @@
 use std::{
     future::{Future, poll_fn},
     io,
-    net::SocketAddr,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -18,8 +17,8 @@ use tokio::{
 use tracing::Instrument;
 
 use super::{
-    Clients, Exports, Listener, error::ConnectionError, handshake::handshake, input::Input, listener::Stream,
-    transmission::Transmission,
+    Clients, Exports, Listener, clients::Peer, error::ConnectionError, handshake::handshake, input::Input,
+    listener::Stream, transmission::Transmission,
 };
 
 /// How long to wait after a connection could not be accepted, mostly for want of file descriptors.
@@ -114,25 +113,26 @@ impl Server {
             return;
         }
         let stop = stop.subscribe();
-        let client = |address| Connection {
+        let client = |peer| Connection {
             exports: self.exports.clone(),
             limits: self.limits,
             clients: self.clients.clone(),
-            address,
+            peer,
         };
         match stream {
             Stream::Tcp(stream) => {
-                let address = stream.peer_addr().ok();
-                let span = tracing::debug_span!("nbd", client = ?address);
+                let peer = Peer::of_tcp(&stream);
+                let span = tracing::debug_span!("nbd", client = ?peer.address);
                 // proto.md, "Protocol phases". Without it, replies are late, not lost.
                 let _ = stream.set_nodelay(true);
                 let (source, sink) = stream.into_split();
-                connections.spawn(client(address).serve(source, sink, stop).instrument(span));
+                connections.spawn(client(peer).serve(source, sink, stop).instrument(span));
             }
             Stream::Unix(stream) => {
                 let span = tracing::debug_span!("nbd", client = "unix");
+                let peer = Peer::of_unix(&stream);
                 let (source, sink) = stream.into_split();
-                connections.spawn(client(None).serve(source, sink, stop).instrument(span));
+                connections.spawn(client(peer).serve(source, sink, stop).instrument(span));
             }
         }
     }
@@ -152,7 +152,7 @@ struct Connection {
     exports: Arc<dyn Exports>,
     limits: Limits,
     clients: Clients,
-    address: Option<SocketAddr>,
+    peer: Peer,
 }
 
 impl Connection {
@@ -167,7 +167,7 @@ impl Connection {
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
     {
-        let Self { exports, limits, clients, address } = self;
+        let Self { exports, limits, clients, peer } = self;
         let mut input = Input::new(source);
         let limit = limits.handshake_time_max;
         let session = tokio::select! {
@@ -179,7 +179,7 @@ impl Connection {
         };
         let Some(session) = session else { return Ok(()) };
         tracing::info!(export = session.export.name, "client connected");
-        let _entry = clients.enter(address, &session.export.name);
+        let _entry = clients.enter(peer, &session.export.name);
         Transmission::new(input, sink, session, limits).run(stop).await
     }
 }

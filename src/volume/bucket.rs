@@ -9,7 +9,6 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     error::{FrameError, VolumeError},
-    frames::FETCHES_MAX,
     slots::{self, Unlocked},
 };
 use crate::{
@@ -72,9 +71,23 @@ pub(super) async fn get_whole(store: &dyn Store, name: &str) -> Result<Option<By
     }
 }
 
+/// Times that something is fetched before its bytes in the store count as damaged.
+const FETCHES_MAX: u32 = 3;
+
 /// Reads again what came damaged, [`FETCHES_MAX`] times in all: the network damages bytes, too, and one flipped bit must
-/// not keep a volume from being opened.
+/// not keep a volume from being opened. What stays damaged is the caller's to tell, once.
 pub(super) async fn whole<T, F>(read: impl Fn() -> F + Send) -> Result<T, VolumeError>
+where
+    F: Future<Output = Result<T, VolumeError>> + Send,
+{
+    whole_after(None, read).await
+}
+
+/// The same, where they were read with others before, and `damage` found.
+pub(super) async fn whole_after<T, F>(
+    mut damage: Option<VolumeError>,
+    read: impl Fn() -> F + Send,
+) -> Result<T, VolumeError>
 where
     F: Future<Output = Result<T, VolumeError>> + Send,
 {
@@ -84,10 +97,16 @@ where
             Err(error @ (VolumeError::Damaged { .. } | VolumeError::DamagedFrame { .. }))
                 if attempt < FETCHES_MAX =>
             {
-                tracing::warn!(%error, attempt, "bytes from the store are not whole: fetching them again");
+                tracing::debug!(%error, attempt, "bytes from the store are not whole: fetching them again");
+                damage = Some(error);
                 attempt += 1;
             }
-            result => return result,
+            result => {
+                if let (Some(error), Ok(_)) = (damage, &result) {
+                    tracing::warn!(%error, "bytes from the store were not whole, and are now: something on the way damages them");
+                }
+                return result;
+            }
         }
     }
 }

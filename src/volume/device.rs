@@ -60,7 +60,11 @@ impl Device for Volume {
     }
 
     async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), DeviceError> {
-        self.zero(offset, length, false, fua).await
+        self.zero(offset, length, false, fua).await.map_err(|error| match error {
+            // Giving space back never needs any.
+            DeviceError::NoSpace => DeviceError::Invalid,
+            other => other,
+        })
     }
 
     async fn flush(&self) -> Result<(), DeviceError> {

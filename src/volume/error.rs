@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::replay::LogDamage;
+use super::{replay::LogDamage, status::Incomplete};
 use crate::{
     format::{
         FormatError,
@@ -60,10 +60,13 @@ pub enum VolumeError {
     },
     /// The epoch that a lost line was built on is gone.
     #[error(
-        "the epoch that the local log in {folder} goes on from is not in the bucket any more, so its records cannot become \
-         a volume: manifests that old were removed since"
+        "the local log in {folder} holds {records} writes that are nowhere else, but the epoch they go on from is not in the \
+         bucket any more, so they cannot become a volume: it was removed since, or an older copy of the bucket was put back; \
+         s3bd recover --discard gives them up"
     )]
     NoBase {
+        /// Writes in it, as far as they can be told from what the bucket has.
+        records: u64,
         /// Where the log is.
         folder: String,
     },
@@ -197,6 +200,12 @@ pub enum VolumeError {
         /// Last block.
         last: u64,
     },
+    /// What was acknowledged of these blocks is lost; all else is published.
+    #[error(
+        "written in part and not to be completed, since the rest of each is damaged in the bucket: {0}: unreadable until \
+         overwritten as a whole; everything else that was acknowledged is in the bucket (s3bd fsck says what is damaged)"
+    )]
+    Incomplete(Incomplete),
     /// No manifest can be used.
     #[error("no usable manifest: {detail}")]
     NoManifest {
@@ -254,10 +263,14 @@ pub enum VolumeError {
     /// The local log holds acknowledged writes that the winning line of manifests does not contain.
     #[error(
         "the local log holds {records} records ({bytes} bytes) that were written under generation {generation} and \
-         never published, and {by}: they are kept in {folder}; s3bd recover --rescue-to makes them a volume of its own, \
-         s3bd recover --discard gives them up"
+         never published, and {by}: they are kept in {folder}; {}s3bd recover --discard gives them up",
+        if *has_base { "s3bd recover --rescue-to makes them a volume of its own, " } else {
+            "the epoch they go on from is not in the bucket, so they cannot become a volume; "
+        }
     )]
     Diverged {
+        /// Whether what they go on from is in the bucket.
+        has_base: bool,
         /// Records.
         records: u64,
         /// Their bytes.
@@ -272,7 +285,8 @@ pub enum VolumeError {
     /// The log does not belong to the newest manifest, and what it holds beside that cannot be counted.
     #[error(
         "{detail}; others have published since, so how much of what they do not have is in the log of this host cannot be \
-         known, and it is kept: s3bd recover --discard gives it up (s3bd recover --rescue-to needs a log that is whole)"
+         known, and it is kept: s3bd recover --rescue-to makes a volume of what is certain in it, if anything is; s3bd recover \
+         --discard gives it up"
     )]
     LogUncounted {
         /// What is wrong with the log.
@@ -303,7 +317,7 @@ pub enum VolumeError {
     #[error("write-ahead log: {0}")]
     Log(Arc<wal::WalError>),
     /// The log is damaged below what was durable.
-    #[error("write-ahead log: {0}")]
+    #[error("write-ahead log: {0}; {way_on}", way_on = .0.way_on())]
     LogDamaged(Box<LogDamage>),
     /// A log record opens to something that makes no sense.
     #[error("write-ahead log: the record at {lsn} of kind {kind} is damaged: {detail}")]
@@ -332,6 +346,14 @@ pub enum VolumeError {
         end: u64,
         /// The volume's size.
         size_bytes: u64,
+    },
+    /// The volume's size is not what the caller took it for.
+    #[error("the volume has {found} bytes by now, and not {expected}: nothing was changed; run it again")]
+    SizeChanged {
+        /// What it was taken for, bytes.
+        expected: u64,
+        /// What it is.
+        found: u64,
     },
     /// It was opened read-only.
     #[error("the volume is open read-only")]
@@ -388,6 +410,7 @@ impl VolumeError {
             | Self::MissingObject { .. }
             | Self::DamagedFrame { .. }
             | Self::Lost { .. }
+            | Self::Incomplete(_)
             | Self::NoManifest { .. }
             | Self::NoSlot { .. }
             | Self::NoBase { .. }
@@ -417,6 +440,7 @@ impl VolumeError {
             | Self::Locked { .. }
             | Self::Local { .. }
             | Self::OutOfRange { .. }
+            | Self::SizeChanged { .. }
             | Self::ReadOnly
             | Self::Invalid(_) => Kind::Invalid,
             Self::Closed => Kind::Closed,
@@ -447,7 +471,8 @@ impl VolumeError {
     pub fn device_error(&self) -> DeviceError {
         match self {
             Self::ReadOnly => DeviceError::ReadOnly,
-            Self::OutOfRange { .. } => DeviceError::Invalid,
+            // Of writes and zeroes alone: the volume shrank since they were sent.
+            Self::OutOfRange { .. } => DeviceError::NoSpace,
             Self::Closed => DeviceError::Shutdown,
             _ => DeviceError::Io,
         }

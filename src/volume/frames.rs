@@ -6,7 +6,7 @@
 //!
 //! # Errors and retries
 //! Bytes from the cache on disk that do not open are forgotten and fetched. Bytes from the store that do not open are
-//! fetched again, alone, up to [`FETCHES_MAX`] times, since the network damages bytes too; then the frame is damaged.
+//! fetched again, alone, as [`whole_after`] says; then the frame is damaged.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use quick_cache::{Weighter, sync::Cache};
 
 use super::{
-    bucket::Bucket,
+    bucket::{Bucket, whole_after},
     env::Env,
     error::{FrameError, VolumeError},
     object::BuiltObject,
@@ -32,8 +32,6 @@ use crate::{
     store::{ErrorKind, Range},
 };
 
-/// Times that something is fetched before its bytes in the store count as damaged.
-pub(super) const FETCHES_MAX: u32 = 3;
 /// Frames this far apart in one object are fetched by one request: one request costs as much as the transfer of
 /// far more than this within a region.
 const GAP_BYTES_MAX: u64 = 128 << 10;
@@ -217,28 +215,22 @@ impl Frames {
                 Err(VolumeError::Store(error)) if error.kind != ErrorKind::Short => {
                     Err(VolumeError::Store(error))
                 }
-                Err(_) => self.fetch_alone(frame).await,
+                Err(error) => self.fetch_alone(frame, Some(error)).await,
             });
         }
         results
     }
 
-    async fn fetch_alone(&self, frame: &FrameRef) -> Result<Bytes, VolumeError> {
-        let mut attempt = 1;
-        loop {
-            let got = self.get(frame, frame.stored_bytes.into()).await;
-            match got.and_then(|bytes| self.accept(frame, bytes)) {
-                Err(error) if attempt < FETCHES_MAX => {
-                    tracing::warn!(%error, attempt, "bytes from the store are not whole: fetching them again");
-                    attempt += 1;
-                }
-                Err(error) => {
-                    tracing::error!(%error, "damaged data");
-                    return Err(error);
-                }
-                plain => return plain,
+    async fn fetch_alone(&self, frame: &FrameRef, damage: Option<VolumeError>) -> Result<Bytes, VolumeError> {
+        let fetched = whole_after(damage, || async {
+            let stored = self.get(frame, frame.stored_bytes.into()).await?;
+            self.accept(frame, stored)
+        });
+        fetched.await.inspect_err(|error| {
+            if error.is_damage() {
+                tracing::error!(%error, "damaged data");
             }
-        }
+        })
     }
 
     async fn get(&self, first: &FrameRef, length: u64) -> Result<Bytes, VolumeError> {
@@ -288,7 +280,7 @@ impl Frames {
     async fn load_page(&self, at: PageAt) -> Result<Arc<Page>, VolumeError> {
         let plain = match self.load_cached(&at.frame).await {
             Some(plain) => plain,
-            None => self.fetch_alone(&at.frame).await?,
+            None => self.fetch_alone(&at.frame, None).await?,
         };
         let page = Page::decode(&plain, at.map, at.level, at.first_key, self.bucket.block_bytes())
             .map_err(|error| self.bucket.damaged_frame(&at.frame, error.into()))?;

@@ -7,6 +7,7 @@ use super::{
     claims,
     env::{Env, random_bytes},
     error::VolumeError,
+    resize::check_size,
 };
 use crate::{
     format::{
@@ -128,19 +129,7 @@ fn check(new: &NewVolume<'_>) -> Result<(), VolumeError> {
             format!("a block of {block} bytes cannot be: it is a power of two from 512 bytes to 16 MiB");
         return Err(VolumeError::Invalid(text));
     }
-    if new.size_bytes == 0 || !new.size_bytes.is_multiple_of(u64::from(block)) {
-        let text = format!(
-            "a volume of {} bytes cannot be: its size is a multiple of {block} bytes",
-            new.size_bytes
-        );
-        return Err(VolumeError::Invalid(text));
-    }
-    if new.size_bytes > i64::MAX as u64 {
-        return Err(VolumeError::Invalid(
-            "a volume is smaller than 8 EiB: no client can address more".to_owned(),
-        ));
-    }
-    Ok(())
+    check_size(new.size_bytes, block)
 }
 
 /// The epoch to begin with: above what an init left that did not come to its end, or that is under way now. Those are never

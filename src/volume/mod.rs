@@ -46,6 +46,7 @@ pub mod rebuild;
 pub mod record;
 pub mod replay;
 pub mod rescue;
+pub mod resize;
 pub mod settings;
 pub mod slots;
 pub mod snapshots;
@@ -62,7 +63,7 @@ use std::sync::Arc;
 use tokio::{sync::watch, task::JoinHandle};
 use wal::disk::FolderLock;
 
-use self::{core::Core, env::Local, error::VolumeError};
+use self::{core::Core, env::Local, error::VolumeError, status::Waiting};
 
 /// An open volume. Dropping it without [`Volume::close`] leaves it as a crash would.
 #[derive(Debug)]
@@ -104,10 +105,14 @@ impl Volume {
     }
 
     /// Returns when everything acknowledged before the call is published.
+    ///
+    /// # Errors
+    /// `Incomplete` where it is, but for blocks that were written in part and could not be completed: said once of each.
     pub async fn sync(&self) -> Result<(), VolumeError> {
         self.core.check()?;
         let end = self.core.state().end;
-        self.core.publish_to(end).await
+        self.core.publish_to(end).await?;
+        self.core.noted.tell_incomplete(Waiting::Sync)
     }
 
     /// Publishes everything, with a checkpoint, and ends the tenure. Writes are refused from now on, so that there is an

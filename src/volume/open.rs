@@ -5,10 +5,10 @@
 //! at all. The log's identity notes the tenure before that manifest can exist, so a log whose tenure published the
 //! newest manifest is always known as such.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::stream::{StreamExt, TryStreamExt};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use wal::Lsn;
 
 use super::{
@@ -24,7 +24,7 @@ use super::{
     log::Log,
     payload::PayloadMemory,
     publish::{Publisher, Start},
-    replay::{Replay, Replayed, damage_above, find_damage, reaches_back},
+    replay::{Replay, Replayed, find_damage, reaches_back},
     settings::Settings,
     snapshots::SnapshotTable,
     state::State,
@@ -114,26 +114,28 @@ pub async fn open_repaired(
         }
     };
     let tag = random_bytes::<32>(&*env.random);
-    let floor = if plan.belongs { Lsn(newest.manifest.log.lsn) } else { Lsn(0) };
-    let options = wal_options(&settings, tag);
+    let floor = plan.belongs.then_some(Lsn(newest.manifest.log.lsn));
+    let unusable = match floor {
+        Some(_) if repair.cut_log => {
+            find_damage(&bucket, &local, identity.log, &newest.manifest)?.and_then(|damage| damage.unusable())
+        }
+        _ => None,
+    };
+    let (options, disk) = (wal_options(&settings, tag), Arc::clone(&local.wal));
     let (log, scan) = match repair.cut_log {
-        true => wal::Log::open_cut(Arc::clone(&local.wal), options, floor),
-        false => wal::Log::open(Arc::clone(&local.wal), options, floor),
+        true => wal::Log::open_cut(disk, options, floor, unusable),
+        false => wal::Log::open(disk, options, floor),
     }
-    .or_else(|error| explain(error, &bucket, &local, identity.log, &newest.manifest))?;
-    if plan.belongs
-        && let Some(damage) = damage_above(&scan, floor)
-        && !reaches_back(&scan, floor)
-    {
-        explain(wal::WalError::Corrupt(damage), &bucket, &local, identity.log, &newest.manifest)?;
-    }
+    .or_else(|error| explain(error.into(), &bucket, &local, identity.log, &newest.manifest))?;
     let payloads = Arc::new(PayloadMemory::new(settings.unpublished_memory_bytes_max));
-    let position = if plan.belongs { floor } else { log.next() };
+    let position = floor.unwrap_or_else(|| log.next());
     let mut replay = Replay::new(&bucket, identity.log, &payloads, &newest.manifest, position);
-    if plan.belongs {
-        replay.run(log.records(floor))?;
+    if let Some(floor) = floor {
+        replay
+            .run(log.records(floor))
+            .or_else(|error| explain(error, &bucket, &local, identity.log, &newest.manifest))?;
     }
-    let Replay { layer: active, found: mut replayed, end, .. } = replay;
+    let Replay { layer: active, found: mut replayed, end, size_bytes, .. } = replay;
     replayed.note_torn(&scan);
 
     let mut delta = load_delta(&bucket, &newest.manifest).await?;
@@ -149,7 +151,7 @@ pub async fn open_repaired(
 
     delta.epoch = first.manifest.epoch;
     let state = State {
-        active_since: (!active.is_empty()).then(tokio::time::Instant::now),
+        active_since: replayed.times_ms.filter(|_| !active.is_empty()).map(|(first, _)| since(&env, first)),
         active,
         end,
         frozen: Default::default(),
@@ -158,7 +160,7 @@ pub async fn open_repaired(
         checkpointing: None,
         roots: first.manifest.roots.clone(),
         snapshots: SnapshotTable::load(&bucket, &newest.manifest).await?,
-        size_bytes: first.manifest.size_bytes,
+        size_bytes,
         closing: false,
         fault: None,
     };
@@ -205,14 +207,19 @@ pub async fn inspect(
     if let Some(local) = local.filter(|_| plan.belongs) {
         let floor = Lsn(newest.manifest.log.lsn);
         let scan = wal::scan_above(&*local.wal, floor)?;
-        if let Some(damage) = damage_above(&scan, floor)
+        let explain = |error| explain(error, bucket, &local, plan.identity.log, &newest.manifest);
+        if let Some(damage) = scan.lost_above(floor)
             && !(repair.cut_log && reaches_back(&scan, floor))
         {
-            explain(wal::WalError::Corrupt(damage), bucket, &local, plan.identity.log, &newest.manifest)?;
+            explain(wal::WalError::Corrupt(damage).into())?;
         }
         let payloads = PayloadMemory::new(0);
         let mut replay = Replay::new(bucket, plan.identity.log, &payloads, &newest.manifest, floor);
-        replay.run(scan.records(floor))?;
+        match replay.run(scan.records(floor)) {
+            // There the log is to be cut.
+            Err(VolumeError::LogRecord { .. }) if repair.cut_log => {}
+            run => run.or_else(explain)?,
+        }
         replayed = replay.found;
         replayed.note_torn(&scan);
     }
@@ -323,18 +330,21 @@ async fn core_at(
 
 /// Says of a damaged log what it still holds.
 fn explain<T>(
-    error: wal::WalError,
+    error: VolumeError,
     bucket: &Bucket,
     local: &Local,
     log: LogId,
     newest: &Manifest,
 ) -> Result<T, VolumeError> {
-    if matches!(error, wal::WalError::Corrupt(_))
-        && let Some(damage) = find_damage(bucket, local, log, newest)?
-    {
+    let is_damage = match &error {
+        VolumeError::Log(error) => matches!(**error, wal::WalError::Corrupt(_)),
+        VolumeError::LogRecord { .. } => true,
+        _ => false,
+    };
+    if is_damage && let Some(damage) = find_damage(bucket, local, log, newest)? {
         return Err(VolumeError::LogDamaged(Box::new(damage)));
     }
-    Err(error.into())
+    Err(error)
 }
 
 pub(super) fn open_local(env: &Env, bucket: &Bucket) -> Result<Local, VolumeError> {
@@ -350,6 +360,13 @@ fn open_cache(env: &Env, local: &Local, settings: &Settings) -> FrameCache {
         super::env::Threads::Pool => FrameCache::open(disk, settings.cache_bytes_max),
         super::env::Threads::Inline => FrameCache::open_inline(disk, settings.cache_bytes_max),
     }
+}
+
+/// The moment at which the clock stood at `time_ms`; now, where it has been put back since.
+fn since(env: &Env, time_ms: u64) -> Instant {
+    let age = Duration::from_millis(env.clock.now_ms().saturating_sub(time_ms));
+    let now = Instant::now();
+    now.checked_sub(age).unwrap_or(now)
 }
 
 fn progress(newest: &Published, lsn: Lsn) -> Progress {

@@ -557,18 +557,12 @@ impl Publisher {
     fn start_checkpoint(&mut self) {
         let core = Arc::clone(&self.core);
         let mut state = core.state_mut();
-        let delta = match &state.checkpointing {
-            // The last attempt failed: once more.
-            Some(delta) => Arc::clone(delta),
-            None => {
-                let empty = Delta::new(core.bucket.block_bytes(), state.delta.epoch);
-                let delta = Arc::new(std::mem::replace(&mut state.delta, empty));
-                state.checkpointing = Some(Arc::clone(&delta));
-                delta
-            }
-        };
+        let empty = Delta::new(core.bucket.block_bytes(), state.delta.epoch);
+        let delta = Arc::new(std::mem::replace(&mut state.delta, empty));
+        state.checkpointing = Some(Arc::clone(&delta));
         let job = checkpoint::Job {
-            facts: self.facts(delta.epoch, Lsn(self.position.lsn), state.size_bytes),
+            // The published size: a change of it that is not published yet is not in the delta either.
+            facts: self.facts(delta.epoch, Lsn(self.position.lsn), self.newest.manifest.size_bytes),
             delta,
             roots: state.roots.clone(),
             mapped_blocks: self.newest.manifest.totals.mapped_blocks,
@@ -588,7 +582,19 @@ impl Publisher {
         // A checkpoint spares the next opening some reading, and no more.
         self.checkpoint_given_up = *self.closing.borrow();
         tracing::error!(%error, "the map cannot be brought up to date: this will be tried again; run s3bd fsck");
-        self.checkpoint_after = self.core.state().delta.cut_objects + self.core.settings.checkpoint_objects;
+        let text = format!(
+            "the map cannot be brought up to date, which will be tried again, and nothing is lost meanwhile: {error}; run \
+             s3bd fsck"
+        );
+        self.core.noted.note(text, self.core.env.clock.now_ms());
+        let mut state = self.core.state_mut();
+        // One delta again: what is written from now on may cover the page that could not be read.
+        if let Some(older) = state.checkpointing.take() {
+            let newer = std::mem::replace(&mut state.delta, Arc::unwrap_or_clone(older));
+            state.delta.append(newer);
+        }
+        let changes = state.delta.cut_objects.max(state.delta.snapshots.len());
+        self.checkpoint_after = changes + self.core.settings.checkpoint_objects;
         Ok(())
     }
 
@@ -707,12 +713,8 @@ async fn gather(
                     kept.push(Run { block, count: 1 });
                 }
                 Err(error) if error.is_damage() => {
-                    // Its acknowledged part goes, too: whoever asks how the volume does is told.
-                    let text = format!(
-                        "block {block} was written in part, cannot be completed and is unreadable until it is overwritten: \
-                         {error}"
-                    );
-                    core.noted.note(text, core.env.clock.now_ms());
+                    // Its acknowledged part goes, too: whoever asks how the volume does, or syncs, is told.
+                    core.noted.note_incomplete(block, &error, core.env.clock.now_ms());
                     lost.push(Run { block, count: 1 });
                 }
                 Err(error) => return Err(error),

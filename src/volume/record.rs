@@ -3,13 +3,14 @@
 use bytes::Bytes;
 use wal::Lsn;
 
-use super::error::VolumeError;
+use super::{error::VolumeError, resize::SIZE_BYTES_MAX};
 use crate::format::ids::{Epoch, Generation};
 
 /// Bytes of a write's head, before its data.
 pub const WRITE_HEAD_BYTES: usize = 16;
 const WRITE: u8 = 1;
 const ZERO: u8 = 2;
+const RESIZE: u8 = 3;
 const PUBLISHED: u8 = 6;
 const CLOSED: u8 = 7;
 
@@ -33,6 +34,13 @@ pub enum LogRecord {
         time_ms: u64,
         /// Bytes.
         length: u64,
+    },
+    /// The volume has another size from here on; what lies between the two reads as zeros.
+    Resize {
+        /// Its size, bytes.
+        size_bytes: u64,
+        /// When, milliseconds since 1970.
+        time_ms: u64,
     },
     /// A cut was published: everything below `lsn` is in that manifest.
     Published {
@@ -66,6 +74,15 @@ pub fn zero_head(offset: u64, length: u64, time_ms: u64) -> (u8, [u8; 24]) {
     (ZERO, head)
 }
 
+/// Head of a change of the volume's size, the whole of it.
+#[must_use]
+pub fn resize_head(size_bytes: u64, time_ms: u64) -> (u8, [u8; 16]) {
+    let mut head = [0; 16];
+    head[..8].copy_from_slice(&size_bytes.to_le_bytes());
+    head[8..].copy_from_slice(&time_ms.to_le_bytes());
+    (RESIZE, head)
+}
+
 /// Head of a record of a published cut, the whole of it.
 #[must_use]
 pub fn published_head(generation: Generation, epoch: Epoch, lsn: Lsn) -> (u8, [u8; 24]) {
@@ -82,7 +99,8 @@ pub fn closed_head() -> (u8, [u8; 0]) {
     (CLOSED, [])
 }
 
-/// Reads an opened payload. `volume_bytes` bounds what a record may touch.
+/// Reads an opened payload. `volume_bytes` bounds what a write or a zero may touch: the size of the volume at this record,
+/// or [`SIZE_BYTES_MAX`] where that is not known.
 pub fn decode(lsn: Lsn, kind: u8, plain: Bytes, volume_bytes: u64) -> Result<LogRecord, VolumeError> {
     let damaged = |detail| VolumeError::LogRecord { lsn, kind, detail };
     let number = |at: usize| -> Result<u64, VolumeError> {
@@ -110,6 +128,14 @@ pub fn decode(lsn: Lsn, kind: u8, plain: Bytes, volume_bytes: u64) -> Result<Log
                 return Err(damaged("beyond the volume's end"));
             }
             Ok(LogRecord::Zero { offset, time_ms, length })
+        }
+        RESIZE => {
+            exactly(16)?;
+            let (size_bytes, time_ms) = (number(0)?, number(8)?);
+            if !(1..=SIZE_BYTES_MAX).contains(&size_bytes) {
+                return Err(damaged("a size that no volume has"));
+            }
+            Ok(LogRecord::Resize { size_bytes, time_ms })
         }
         PUBLISHED => {
             exactly(24)?;

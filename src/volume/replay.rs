@@ -12,10 +12,11 @@ use super::{
     log::Opener,
     payload::PayloadMemory,
     record::{self, LogRecord},
+    resize::{SIZE_BYTES_MAX, check_size, zeros_between},
 };
 use crate::format::{ids::LogId, index::Run, manifest::Manifest};
 
-/// Writes and zeroes found in the log.
+/// Writes, zeroes and changes of the size found in the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replayed {
     /// Their number.
@@ -24,6 +25,8 @@ pub struct Replayed {
     pub bytes: u64,
     /// When the first and the last were written, milliseconds since 1970.
     pub times_ms: Option<(u64, u64)>,
+    /// The size that the last of them gave the volume, bytes; none where they left it as it was.
+    pub size_bytes: Option<u64>,
     /// What was cut off at the log's end, which nobody was promised: bytes, and why.
     pub torn: Option<(u64, String)>,
     /// Why what else is there cannot be counted.
@@ -44,11 +47,41 @@ impl Replayed {
     }
 }
 
+/// What is wrong with a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogFault {
+    /// What was promised durable is not there.
+    Corrupt(wal::Corruption),
+    /// A record is whole, and is not one of this log: its seal does not open, or it makes no sense.
+    Unusable {
+        /// Its LSN.
+        lsn: Lsn,
+        /// Its kind.
+        kind: u8,
+        /// What is wrong.
+        detail: &'static str,
+    },
+}
+
+impl fmt::Display for LogFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Corrupt(corruption) => corruption.fmt(f),
+            Self::Unusable { lsn, kind, detail } => {
+                write!(
+                    f,
+                    "log damaged at {lsn}: the record of kind {kind} there is no record of this log: {detail}"
+                )
+            }
+        }
+    }
+}
+
 /// A log that is damaged, and what can be known of it.
 #[derive(Clone, Debug)]
 pub struct LogDamage {
-    /// Where, and what.
-    pub corruption: wal::Corruption,
+    /// Where first, and what.
+    pub fault: LogFault,
     /// What is whole before the damage, and joins on to the manifest.
     pub before: Replayed,
     /// Whether the log can be cut before the damage: not where it begins above the manifest's end, nor where segments
@@ -65,12 +98,12 @@ const RANGES_MAX: usize = 8;
 
 impl fmt::Display for LogDamage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { corruption, before, joins, beyond, blocks } = self;
-        write!(f, "{corruption}; ")?;
+        let Self { fault, before, joins, beyond, blocks } = self;
+        write!(f, "{fault}; ")?;
         if *joins {
             write!(f, "before the damage {} writes ({} bytes) are whole", before.records, before.bytes)?;
         } else {
-            write!(f, "nothing in it is sure to join on to the newest epoch")?;
+            write!(f, "nothing in it is sure to join on to the epoch below it")?;
         }
         if beyond.records > 0 {
             write!(f, "; beyond it {} can be read ({} bytes), of blocks ", beyond.records, beyond.bytes)?;
@@ -82,10 +115,25 @@ impl fmt::Display for LogDamage {
                 write!(f, " and {} more ranges", blocks.len() - RANGES_MAX)?;
             }
         }
-        write!(f, "; which blocks the lost ones wrote cannot be known; ")?;
-        match joins {
-            true => write!(f, "s3bd recover goes on with what is before the damage, and gives up the rest"),
-            false => write!(f, "s3bd recover --discard gives the log up"),
+        write!(f, "; which blocks the lost ones wrote cannot be known")
+    }
+}
+
+impl LogDamage {
+    /// The way on for a log that belongs to the newest manifest.
+    #[must_use]
+    pub fn way_on(&self) -> &'static str {
+        match self.joins {
+            true => "s3bd recover goes on with what is before the damage, and gives up the rest",
+            false => "s3bd recover --discard gives the log up",
+        }
+    }
+
+    /// The first record that is whole and cannot be used, where that is what is wrong.
+    pub(super) fn unusable(&self) -> Option<Lsn> {
+        match self.fault {
+            LogFault::Unusable { lsn, .. } => Some(lsn),
+            LogFault::Corrupt(_) => None,
         }
     }
 }
@@ -94,20 +142,6 @@ impl fmt::Display for LogDamage {
 /// the bucket is older than the log.
 pub(super) fn reaches_back(scan: &wal::Scan, floor: Lsn) -> bool {
     scan.start <= floor
-}
-
-/// For what the log cannot be replayed from `floor` on.
-pub(super) fn damage_above(scan: &wal::Scan, floor: Lsn) -> Option<wal::Corruption> {
-    let hole = || wal::Corruption {
-        lsn: floor,
-        resumes: Some(scan.start),
-        durable: scan.durable,
-        segment: String::from("wal"),
-        offset: 0,
-        what: wal::Damage::Missing,
-        lost: true,
-    };
-    scan.lost_above(floor).or_else(|| (!reaches_back(scan, floor)).then(hole))
 }
 
 /// What is wrong with the log above the manifest's end; `None` where it can be replayed.
@@ -119,38 +153,55 @@ pub(super) fn find_damage(
 ) -> Result<Option<LogDamage>, VolumeError> {
     let floor = Lsn(newest.log.lsn);
     let scan = wal::scan_above(&*local.wal, floor)?;
-    let Some(corruption) = damage_above(&scan, floor) else { return Ok(None) };
+    let corruption = scan.lost_above(floor);
     // Which of two segments that overlap is the log's cannot be known: nothing is cut there.
-    let joins = reaches_back(&scan, floor) && corruption.what != wal::Damage::Overlap;
-    let mut found = LogDamage {
-        corruption,
-        before: Replayed::default(),
-        joins,
-        beyond: Replayed::default(),
-        blocks: Vec::new(),
-    };
+    let overlap = corruption.as_ref().is_some_and(|corruption| corruption.what == wal::Damage::Overlap);
+    let joins = reaches_back(&scan, floor) && !overlap;
     let opener = Opener::new(Arc::clone(&bucket.keys), log);
-    let touched = |record: wal::Record| -> Option<(u64, u64, u64)> {
-        let plain = opener.open(&record).ok()?;
-        match record::decode(record.lsn, record.kind, plain, newest.size_bytes).ok()? {
-            LogRecord::Write { offset, time_ms, data } => Some((offset, data.len() as u64, time_ms)),
-            LogRecord::Zero { offset, time_ms, length } => Some((offset, length, time_ms)),
-            LogRecord::Published { .. } | LogRecord::Closed => None,
-        }
+    let read = |record: &wal::Record| {
+        let plain = opener.open(record)?;
+        // How large the volume was at each of them is not known beyond the damage, and counting needs no bound.
+        record::decode(record.lsn, record.kind, plain, SIZE_BYTES_MAX).map(touched)
     };
-    if joins {
-        let before = scan.records(floor).map_while(Result::ok).filter_map(touched);
-        before.for_each(|(_, bytes, time)| found.before.add(bytes, time));
-    }
-    let beyond = if joins { scan.beyond()? } else { scan.records(floor) };
+    let (mut before, mut beyond, mut blocks) = (Replayed::default(), Replayed::default(), Vec::new());
     let block_bytes = u64::from(bucket.block_bytes());
-    for (offset, bytes, time) in beyond.map_while(Result::ok).filter_map(touched) {
-        found.beyond.add(bytes, time);
+    let mut add_beyond = |(offset, bytes, time): (u64, u64, u64)| {
+        beyond.add(bytes, time);
+        if bytes == 0 {
+            return;
+        }
         let first = offset / block_bytes;
-        found.blocks.push(Run { block: first, count: (offset + bytes).div_ceil(block_bytes) - first });
+        blocks.push(Run { block: first, count: (offset + bytes).div_ceil(block_bytes) - first });
+    };
+    let mut unusable = None;
+    for record in scan.records(floor) {
+        match read(&record.map_err(VolumeError::local("write-ahead log"))?) {
+            Ok(Some((_, bytes, time))) if joins && unusable.is_none() => before.add(bytes, time),
+            Ok(Some(touched)) => add_beyond(touched),
+            Ok(None) => {}
+            Err(VolumeError::LogRecord { lsn, kind, detail }) if joins => {
+                unusable.get_or_insert(LogFault::Unusable { lsn, kind, detail });
+            }
+            Err(_) => {}
+        }
     }
-    found.blocks = merge(found.blocks);
-    Ok(Some(found))
+    // What is read as the log's is before what ended it.
+    let Some(fault) = unusable.or_else(|| corruption.map(LogFault::Corrupt)) else { return Ok(None) };
+    if joins {
+        let readable = scan.beyond()?.map_while(Result::ok).filter_map(|record| read(&record).ok().flatten());
+        readable.for_each(&mut add_beyond);
+    }
+    Ok(Some(LogDamage { fault, before, joins, beyond, blocks: merge(blocks) }))
+}
+
+/// The range that a record writes or zeros, first byte and length, and when it was written.
+fn touched(record: LogRecord) -> Option<(u64, u64, u64)> {
+    match record {
+        LogRecord::Write { offset, time_ms, data } => Some((offset, data.len() as u64, time_ms)),
+        LogRecord::Zero { offset, time_ms, length } => Some((offset, length, time_ms)),
+        LogRecord::Resize { time_ms, .. } => Some((0, 0, time_ms)),
+        LogRecord::Published { .. } | LogRecord::Closed => None,
+    }
 }
 
 /// Runs in order, those that touch or overlap made one.
@@ -168,7 +219,8 @@ fn merge(mut runs: Vec<Run>) -> Vec<Run> {
     merged
 }
 
-/// What the log holds above `from`; where that is not known, above what its own records call published.
+/// What the log holds above `from`; where that is not known, above what its own records call published. Of another line
+/// than the newest manifest's, the volume may have had another size in it.
 ///
 /// # Errors
 /// `LogUncounted` where it is damaged there: behind the damage may be what only this log has.
@@ -177,45 +229,44 @@ pub(super) fn count_above(
     local: &Local,
     log: LogId,
     from: Option<Lsn>,
-    size_bytes: u64,
 ) -> Result<Replayed, VolumeError> {
     let uncounted = |error: VolumeError| match error.kind() {
         Kind::Corrupt => VolumeError::LogUncounted { detail: error.to_string() },
         _ => error,
     };
-    let scan = wal::scan_above(&*local.wal, from.unwrap_or(Lsn(0)))?;
+    let scan = match from {
+        Some(from) => wal::scan_above(&*local.wal, from)?,
+        None => wal::scan(&*local.wal)?,
+    };
     if let Some(damage) = scan.damage.as_ref().filter(|damage| damage.lost) {
         return Err(uncounted(wal::WalError::Corrupt(damage.clone()).into()));
     }
-    count(bucket, &scan, log, from, size_bytes).map_err(uncounted)
+    count(bucket, &scan, log, from).map_err(uncounted)
 }
 
-fn count(
-    bucket: &Bucket,
-    scan: &wal::Scan,
-    log: LogId,
-    from: Option<Lsn>,
-    size_bytes: u64,
-) -> Result<Replayed, VolumeError> {
+fn count(bucket: &Bucket, scan: &wal::Scan, log: LogId, from: Option<Lsn>) -> Result<Replayed, VolumeError> {
     let opener = Opener::new(Arc::clone(&bucket.keys), log);
     let mut published = from.unwrap_or(Lsn(0));
-    let mut above: Vec<(Lsn, u64, u64)> = Vec::new();
+    let mut above: Vec<(Lsn, u64, u64, Option<u64>)> = Vec::new();
     for found in scan.records(published) {
         let found = found.map_err(VolumeError::local("write-ahead log"))?;
         let lsn = found.lsn;
-        match record::decode(lsn, found.kind, opener.open(&found)?, size_bytes)? {
-            LogRecord::Write { data, time_ms, .. } => above.push((lsn, data.len() as u64, time_ms)),
-            LogRecord::Zero { length, time_ms, .. } => above.push((lsn, length, time_ms)),
+        match record::decode(lsn, found.kind, opener.open(&found)?, SIZE_BYTES_MAX)? {
+            LogRecord::Write { data, time_ms, .. } => {
+                above.push((lsn, data.len() as u64, time_ms, None));
+            }
+            LogRecord::Zero { length, time_ms, .. } => above.push((lsn, length, time_ms, None)),
+            LogRecord::Resize { size_bytes, time_ms } => above.push((lsn, 0, time_ms, Some(size_bytes))),
             // Where the line itself says it, that counts: the log may have published into a line that is no more.
             LogRecord::Published { lsn, .. } if from.is_none() => published = published.max(lsn),
             LogRecord::Published { .. } | LogRecord::Closed => {}
         }
     }
     let mut counted = Replayed::default();
-    above
-        .iter()
-        .filter(|(lsn, ..)| *lsn >= published)
-        .for_each(|(_, bytes, time)| counted.add(*bytes, *time));
+    for (_, bytes, time_ms, size_bytes) in above.into_iter().filter(|(lsn, ..)| *lsn >= published) {
+        counted.add(bytes, time_ms);
+        counted.size_bytes = size_bytes.or(counted.size_bytes);
+    }
     Ok(counted)
 }
 
@@ -223,7 +274,9 @@ fn count(
 pub(super) struct Replay<'a> {
     opener: Opener,
     payloads: &'a PayloadMemory,
-    size_bytes: u64,
+    block_bytes: u32,
+    /// The volume's size after the last record.
+    pub(super) size_bytes: u64,
     pub(super) layer: Layer,
     pub(super) found: Replayed,
     /// End of the last record in the layer: what the log notes after it is never published itself, so nobody may wait
@@ -241,7 +294,8 @@ impl<'a> Replay<'a> {
     ) -> Self {
         let opener = Opener::new(Arc::clone(&bucket.keys), log);
         let (layer, found) = (Layer::default(), Replayed::default());
-        Self { opener, payloads, size_bytes: newest.size_bytes, layer, found, end: start }
+        let (block_bytes, size_bytes) = (bucket.block_bytes(), newest.size_bytes);
+        Self { opener, payloads, block_bytes, size_bytes, layer, found, end: start }
     }
 
     pub(super) fn run(&mut self, records: wal::Records) -> Result<(), VolumeError> {
@@ -259,6 +313,19 @@ impl<'a> Replay<'a> {
                 LogRecord::Zero { offset, time_ms, length } => {
                     self.end = found.end;
                     self.lay(Piece { start: offset, end: offset + length, content: Content::Zero }, time_ms);
+                }
+                LogRecord::Resize { size_bytes, time_ms } => {
+                    let detail = "a size that is no multiple of the block";
+                    check_size(size_bytes, self.block_bytes).map_err(|_| VolumeError::LogRecord {
+                        lsn: found.lsn,
+                        kind: found.kind,
+                        detail,
+                    })?;
+                    self.end = found.end;
+                    self.found.add(0, time_ms);
+                    self.found.size_bytes = Some(size_bytes);
+                    self.layer.insert(zeros_between(self.size_bytes, size_bytes));
+                    self.size_bytes = size_bytes;
                 }
                 LogRecord::Published { .. } | LogRecord::Closed => {}
             }

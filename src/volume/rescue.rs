@@ -26,7 +26,7 @@ use super::{
     open::{Agreed, open, open_local, read_only_at},
     read::At,
     record::{self, LogRecord},
-    replay::{Replayed, find_damage},
+    replay::{LogDamage, Replayed, find_damage},
     settings::Settings,
     state::Source,
     survey::{Fenced, fenced_log},
@@ -64,14 +64,16 @@ pub struct Rescued {
     pub copied_bytes: u64,
     /// What came on top, from the log.
     pub replayed: Replayed,
+    /// Where that ended before the log did, and what is beyond.
+    pub damage: Option<Box<LogDamage>>,
 }
 
 /// Copies what the log of this host holds, and the epoch below it, into a new volume. `advance` is told the bytes done.
-/// Changes nothing in the old volume or in its log.
+/// Changes nothing in the old volume or in its log. Of a damaged log, what is before the damage is copied.
 ///
 /// # Errors
 /// `Exists` where there is a finished volume of that name; `NothingFenced` where the log holds nothing of its own line;
-/// `NoBase` where the epoch below it is gone.
+/// `NoBase` where the epoch below it is gone; `LogUncounted` where it is damaged, and nothing is certain before that.
 pub async fn rescue(
     env: &Env,
     bucket: &Bucket,
@@ -80,21 +82,30 @@ pub async fn rescue(
 ) -> Result<Rescued, VolumeError> {
     let local = open_local(env, bucket)?;
     let Fenced { identity, base } = fenced_log(env, bucket, &local).await?;
-    if let Some(damage) = find_damage(bucket, &local, identity.log, &base.manifest)? {
-        return Err(VolumeError::LogDamaged(Box::new(damage)));
+    let damage = find_damage(bucket, &local, identity.log, &base.manifest)?.map(Box::new);
+    if let Some(damage) = damage.as_ref().filter(|damage| damage.before.records == 0) {
+        return Err(VolumeError::LogUncounted { detail: format!("write-ahead log: {damage}") });
     }
     let source = read_only_at(env.clone(), bucket.clone(), destination.settings.clone(), &base, None).await?;
     let (store, secret) = (Arc::clone(&destination.env.store), destination.secret);
     let target = open_destination(&destination, bucket, &base, origin(bucket, &identity, &base)).await?;
+    // An attempt that ended in the middle may have left it with another size.
+    let size_bytes = target.core().state().size_bytes;
+    target.core().resize(size_bytes, base.manifest.size_bytes).await?;
     let copied_bytes = copy(source.core(), target.core(), &advance).await?;
     let floor = Lsn(base.manifest.log.lsn);
     let scan = wal::scan_above(&*local.wal, floor)?;
     let opener = Opener::new(Arc::clone(&bucket.keys), identity.log);
     let mut replayed = Replayed::default();
+    let unusable = damage.as_ref().and_then(|damage| damage.unusable());
     for found in scan.records(floor) {
         let found = found.map_err(VolumeError::local("write-ahead log"))?;
+        if unusable.is_some_and(|unusable| found.lsn >= unusable) {
+            break;
+        }
         let plain = opener.open(&found)?;
-        match record::decode(found.lsn, found.kind, plain, base.manifest.size_bytes)? {
+        let before = target.core().state().size_bytes;
+        match record::decode(found.lsn, found.kind, plain, before)? {
             LogRecord::Write { offset, time_ms, data } => {
                 replayed.add(data.len() as u64, time_ms);
                 target.core().write(offset, data).await?;
@@ -102,6 +113,11 @@ pub async fn rescue(
             LogRecord::Zero { offset, time_ms, length } => {
                 replayed.add(length, time_ms);
                 target.core().zero(offset, length).await?;
+            }
+            LogRecord::Resize { size_bytes, time_ms } => {
+                replayed.add(0, time_ms);
+                replayed.size_bytes = Some(size_bytes);
+                target.core().resize(before, size_bytes).await?;
             }
             LogRecord::Published { .. } | LogRecord::Closed => {}
         }
@@ -112,7 +128,7 @@ pub async fn rescue(
     finish(&*store).await?;
     // It opens like any other from now on.
     Bucket::unlock(store, secret).await?;
-    Ok(Rescued { base, copied_bytes, replayed })
+    Ok(Rescued { base, copied_bytes, replayed, damage })
 }
 
 /// Stands for what is rescued: the first half of the new volume's id. The other half is random, since one log may become

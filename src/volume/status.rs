@@ -142,6 +142,40 @@ pub struct LastError {
     pub time_ms: u64,
 }
 
+/// Who waits until something is in the bucket. Each is told once of what could not be published as it was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// A user, or who closes the volume.
+    Sync,
+    /// A client, where a flush waits for the bucket.
+    Flush,
+}
+
+/// Blocks named in an error.
+const BLOCKS_NAMED_MAX: usize = 8;
+
+/// Blocks that were written in part, and could not be completed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Incomplete {
+    /// Their number.
+    pub count: u64,
+    /// The first few, as they were found.
+    pub blocks: Vec<u64>,
+}
+
+impl std::fmt::Display for Incomplete {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { count, blocks } = self;
+        let named: Vec<String> = blocks.iter().map(u64::to_string).collect();
+        let named = named.join(", ");
+        match count.saturating_sub(blocks.len() as u64) {
+            0 if *count == 1 => write!(f, "block {named}"),
+            0 => write!(f, "blocks {named}"),
+            more => write!(f, "blocks {named} and {more} more"),
+        }
+    }
+}
+
 /// What went wrong so far, as far as it is worth telling.
 #[derive(Debug, Default)]
 pub struct Noted {
@@ -151,6 +185,8 @@ pub struct Noted {
 #[derive(Debug, Default)]
 struct Inner {
     last: Option<LastError>,
+    /// What those who sync, and those who flush to the bucket, were not told yet.
+    incomplete: [Incomplete; 2],
     fault_ms: Option<u64>,
     overtaken_by: Option<Claimant>,
 }
@@ -163,6 +199,29 @@ impl Noted {
     /// Something went wrong.
     pub fn note(&self, error: String, now_ms: u64) {
         self.lock().last = Some(LastError { error, time_ms: now_ms });
+    }
+
+    /// The acknowledged part of this block is lost with the rest of it, which was damaged before.
+    pub(super) fn note_incomplete(&self, block: u64, error: &VolumeError, now_ms: u64) {
+        let text = format!(
+            "block {block} was written in part, cannot be completed and is unreadable until it is overwritten: {error}"
+        );
+        self.note(text, now_ms);
+        for incomplete in &mut self.lock().incomplete {
+            incomplete.count += 1;
+            if incomplete.blocks.len() < BLOCKS_NAMED_MAX {
+                incomplete.blocks.push(block);
+            }
+        }
+    }
+
+    /// An error where blocks could not be completed since this was last asked for the same one who waits.
+    ///
+    /// # Errors
+    /// `Incomplete`, with the blocks.
+    pub fn tell_incomplete(&self, waiting: Waiting) -> Result<(), VolumeError> {
+        let incomplete = std::mem::take(&mut self.lock().incomplete[waiting as usize]);
+        if incomplete.count == 0 { Ok(()) } else { Err(VolumeError::Incomplete(incomplete)) }
     }
 
     /// A client's request failed. What the client has done wrong itself is not worth telling.

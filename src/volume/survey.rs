@@ -3,7 +3,7 @@
 use wal::Lsn;
 
 use super::{
-    base::Base,
+    base::{Base, find_whole},
     bucket::{Bucket, Published},
     claims::{self, Looked, Tenure},
     env::{Env, Local, random_bytes},
@@ -184,8 +184,7 @@ pub(super) async fn plan_log(
         return Ok(new_log(fresh(Vec::new()), Replayed { records, uncounted, ..Replayed::default() }));
     };
     // Of an older copy of the bucket, what comes next may be gone from the log: then the log continues another line.
-    let joins = |floor| Ok::<_, VolumeError>(reaches_back(&wal::scan_above(&*local.wal, floor)?, floor));
-    if is_of(&newest.manifest, &identity) && (!agreed.rollback || joins(Lsn(newest.manifest.log.lsn))?) {
+    if is_of(&newest.manifest, &identity) && (!agreed.rollback || joins_on(local, newest)?) {
         // What cannot be replayed may be given up as well; what can never is.
         let damage =
             if agreed.discard { find_damage(bucket, local, identity.log, &newest.manifest)? } else { None };
@@ -198,8 +197,8 @@ pub(super) async fn plan_log(
     // What the log itself calls published went into a line that may be gone with an older copy, or with what is damaged:
     // then all that it holds counts.
     let untold = (agreed.rollback || chosen).then_some(Lsn(0));
-    let left_at = left.map(|left| Lsn(left.manifest.log.lsn)).or(untold);
-    let lost = match count_above(bucket, local, identity.log, left_at, newest.manifest.size_bytes) {
+    let left_at = left.as_ref().map(|left| Lsn(left.manifest.log.lsn)).or(untold);
+    let lost = match count_above(bucket, local, identity.log, left_at) {
         Err(error) if agreed.discard => {
             tracing::warn!(%error, "the log cannot be read, and is given up");
             Replayed { uncounted: Some(error.to_string()), ..Replayed::default() }
@@ -208,7 +207,9 @@ pub(super) async fn plan_log(
     };
     if lost.records > 0 && !agreed.discard {
         let generation = identity.tenures.last().map_or(Generation(0), |tenure| tenure.0);
+        let has_base = left.map_or(Ok(false), |left| joins_on(local, &left))?;
         return Err(VolumeError::Diverged {
+            has_base,
             records: lost.records,
             bytes: lost.bytes,
             generation,
@@ -259,6 +260,12 @@ fn load_identity(bucket: &Bucket, local: &Local, agreed: Agreed) -> Result<Optio
     }
 }
 
+/// Whether the log has every record above what is published.
+fn joins_on(local: &Local, published: &Published) -> Result<bool, VolumeError> {
+    let floor = Lsn(published.manifest.log.lsn);
+    Ok(reaches_back(&wal::scan_above(&*local.wal, floor)?, floor))
+}
+
 fn is_of(manifest: &Manifest, identity: &LogIdentity) -> bool {
     manifest.log.log == identity.log && identity.tenures.contains(&(manifest.generation, manifest.nonce))
 }
@@ -300,21 +307,42 @@ pub(super) struct Fenced {
     pub(super) base: Published,
 }
 
-/// Finds out where the line of this host's log left the winning one.
+/// Finds out where the line of this host's log left the winning one. Where its newest manifest cannot be used, the newest
+/// whole one stands for it, as it does for `recover`.
 pub(super) async fn fenced_log(env: &Env, bucket: &Bucket, local: &Local) -> Result<Fenced, VolumeError> {
     let folder = env.local.describe(bucket.header.volume);
-    let newest = bucket.newest_manifest().await?;
-    let identity = load_identity(bucket, local, Agreed::default())?;
-    let Some(identity) = identity.filter(|identity| !is_of(&newest.manifest, identity)) else {
+    let (newest, fell_back) = match bucket.newest_manifest().await {
+        Err(error) if error.is_of_line() => (find_whole(bucket).await?.base.ok_or(error)?.published, true),
+        newest => (newest?, false),
+    };
+    let Some(identity) = load_identity(bucket, local, Agreed::default())? else {
         return Err(VolumeError::NothingFenced { folder });
     };
-    let base = left_line_at(bucket, &newest, &identity).await?;
-    let from = base.as_ref().map(|base| Lsn(base.manifest.log.lsn));
-    let held = count_above(bucket, local, identity.log, from, newest.manifest.size_bytes)?;
-    match base {
-        _ if held.records == 0 => Err(VolumeError::NothingFenced { folder }),
-        Some(base) => Ok(Fenced { identity, base }),
-        None => Err(VolumeError::NoBase { folder }),
+    let left = left_line_at(bucket, &newest, &identity).await?;
+    let has_left = left.is_some();
+    let base = match left {
+        Some(left) if joins_on(local, &left)? => Some(left),
+        _ => None,
+    };
+    if base.is_some() && is_of(&newest.manifest, &identity) {
+        return Err(VolumeError::NothingFenced { folder });
+    }
+    // What the log itself calls published may have gone into a line that is no more: then all that it holds counts.
+    let is_untold = fell_back || has_left || is_behind_seen(bucket, local, &newest)?;
+    let from = base.as_ref().map(|base| Lsn(base.manifest.log.lsn)).or(is_untold.then_some(Lsn(0)));
+    match (count_above(bucket, local, identity.log, from), base) {
+        (Ok(Replayed { records: 0, .. }), _) => Err(VolumeError::NothingFenced { folder }),
+        (Ok(_) | Err(VolumeError::LogUncounted { .. }), Some(base)) => Ok(Fenced { identity, base }),
+        (Ok(Replayed { records, .. }), None) => Err(VolumeError::NoBase { records, folder }),
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// Whether the bucket may be an older copy than this host has seen.
+fn is_behind_seen(bucket: &Bucket, local: &Local, newest: &Published) -> Result<bool, VolumeError> {
+    match check_seen(bucket, local, newest, None, Agreed::default()) {
+        Err(VolumeError::RolledBack { .. } | VolumeError::SeenDamaged { .. }) => Ok(true),
+        seen => seen.map(|()| false),
     }
 }
 

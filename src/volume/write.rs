@@ -22,6 +22,7 @@ use super::{
     record::{self, WRITE_HEAD_BYTES},
     settings::Durability,
     state::State,
+    status::Waiting,
 };
 
 impl Core {
@@ -57,9 +58,11 @@ impl Core {
     async fn append_write(&self, offset: u64, data: Bytes) -> Result<Lsn, VolumeError> {
         let range = offset..offset + data.len() as u64;
         let (kind, head) = record::write_head(offset, self.env.clock.now_ms());
-        self.append(kind, &head, data.clone(), range.clone(), |core, appended| {
+        let check = |state: &State| Self::check_range(state, &range);
+        self.append(kind, &head, data.clone(), check, |core, state, appended| {
             let payload = core.payloads.payload(appended.lsn, appended.end, Some(data.clone()));
-            Piece { start: range.start, end: range.end, content: Content::Data(payload, 0) }
+            let content = Content::Data(payload, 0);
+            state.active.insert(Piece { start: range.start, end: range.end, content });
         })
         .await
     }
@@ -68,20 +71,23 @@ impl Core {
     pub async fn zero(&self, offset: u64, length: u64) -> Result<(), VolumeError> {
         let end = offset.checked_add(length).ok_or_else(|| self.beyond(offset))?;
         let (kind, head) = record::zero_head(offset, length, self.env.clock.now_ms());
-        let piece = Piece { start: offset, end, content: Content::Zero };
-        let lsn = self.append(kind, &head, Bytes::new(), offset..end, |_, _| piece.clone()).await?;
+        let check = |state: &State| Self::check_range(state, &(offset..end));
+        let lay = |_: &Self, state: &mut State, _| {
+            state.active.insert(Piece { start: offset, end, content: Content::Zero });
+        };
+        let lsn = self.append(kind, &head, Bytes::new(), check, lay).await?;
         self.log()?.wait_appended(lsn).await
     }
 
-    /// Appends one record and lays its piece onto the active layer, as one step; waits while the log is full, or the bucket too
-    /// far behind.
-    async fn append(
+    /// Appends one record and changes the state as it says, as one step, if `check` allows it in that step; waits while the
+    /// log is full, or the bucket too far behind. `change` lays something onto the active layer.
+    pub(super) async fn append(
         &self,
         kind: u8,
         head: &[u8],
         body: Bytes,
-        range: Range<u64>,
-        piece: impl Fn(&Self, wal::Appended) -> Piece,
+        check: impl Fn(&State) -> Result<(), VolumeError>,
+        change: impl Fn(&Self, &mut State, wal::Appended),
     ) -> Result<Lsn, VolumeError> {
         debug_assert!(head.len() >= WRITE_HEAD_BYTES);
         let log = self.log()?;
@@ -90,7 +96,7 @@ impl Core {
             let changed = log.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            match self.try_append(kind, head, &body, &range, &piece)? {
+            match self.try_append(kind, head, &body, &check, &change)? {
                 Some(end) => return Ok(end),
                 None => {
                     self.want_cut(log.appended());
@@ -118,8 +124,8 @@ impl Core {
         kind: u8,
         head: &[u8],
         body: &Bytes,
-        range: &Range<u64>,
-        piece: &impl Fn(&Self, wal::Appended) -> Piece,
+        check: &impl Fn(&State) -> Result<(), VolumeError>,
+        change: &impl Fn(&Self, &mut State, wal::Appended),
     ) -> Result<Option<Lsn>, VolumeError> {
         let log = self.log()?;
         let mut state = self.state_mut();
@@ -129,7 +135,7 @@ impl Core {
         if state.closing {
             return Err(VolumeError::Closed);
         }
-        Self::check_range(&state, range)?;
+        check(&state)?;
         // A log that failed says so below: nothing would ever end the waiting for it.
         if self.is_too_far_behind(&state, body.len() as u64) && log.progress().poisoned.is_none() {
             return Ok(None);
@@ -147,7 +153,7 @@ impl Core {
             Err(error @ AppendError::TooLarge { .. }) => return Err(VolumeError::Invalid(error.to_string())),
         };
         let before = state.active.data_bytes();
-        state.active.insert(piece(self, appended));
+        change(self, &mut state, appended);
         state.end = appended.end;
         let first = state.active_since.is_none();
         if first {
@@ -171,7 +177,8 @@ impl Core {
             // Not the log's end: what the publisher notes there is never published itself.
             Durability::Remote => {
                 let end = self.state().end;
-                self.publish_to(end).await
+                self.publish_to(end).await?;
+                self.noted.tell_incomplete(Waiting::Flush)
             }
         }
     }

@@ -233,23 +233,26 @@ pub(crate) fn a_reader_beside_a_writer_sees_a_published_cut(kind: Kind) {
 }
 
 /// mkfs discards the whole device: that must cost neither time nor memory nor requests in proportion to its size.
+/// Both discard the whole device first.
 pub(crate) fn a_volume_of_16_terabytes_is_formatted_and_mounted(kind: Kind) {
     let (fixture, host, volume) = stage(kind);
     host.init(&volume, "16T");
-    let server = host.open(&volume, &[]);
-    let mut disk = Disk::attach(&server.uri);
-    disk.format(FileSystem::Btrfs);
-    disk.mount();
-    std::fs::write(disk.path().join("file"), "far out").expect("a file");
-    disk.detach();
-    server.close();
-    let other = Host::new(&fixture);
-    let server = other.open(&volume, &[]);
-    let mut disk = Disk::attach(&server.uri);
-    disk.mount();
-    assert_eq!(std::fs::read(disk.path().join("file")).expect("the file"), b"far out");
-    disk.detach();
-    server.close();
+    for system in [FileSystem::Ext4, FileSystem::Btrfs] {
+        let server = host.open(&volume, &[]);
+        let mut disk = Disk::attach(&server.uri);
+        disk.format(system);
+        disk.mount();
+        std::fs::write(disk.path().join("file"), "far out").expect("a file");
+        disk.detach();
+        server.close();
+        let other = Host::new(&fixture);
+        let server = other.open(&volume, &[]);
+        let mut disk = Disk::attach(&server.uri);
+        disk.mount();
+        assert_eq!(std::fs::read(disk.path().join("file")).expect("the file"), b"far out");
+        disk.detach();
+        server.close();
+    }
 }
 
 pub(crate) fn an_exabyte_is_made_trimmed_and_written_at_both_ends(kind: Kind) {

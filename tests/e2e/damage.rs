@@ -86,10 +86,15 @@ pub(crate) fn a_damaged_frame_is_found_mended_or_marked_and_overwritten(kind: Ki
     let mut client = Raw::connect(&server.socket).expect("a connection");
     let error = client.read(0, 4096).expect_err("lost data was read");
     assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    // A part of a block whose rest is gone: who syncs is told, once.
+    client.write(100, &[5; 10]).expect("a write");
+    ended(&host.run("sync", &[&volume]), 7, &["block 0:", "unreadable until overwritten"]);
+    ended(&host.run("sync", &[&volume]), 0, &["is in the bucket"]);
     client.write(0, &[3; 2 * MIB as usize]).expect("a write");
     client.write(8 * MIB, &[4; MIB as usize]).expect("a write");
     assert_eq!(client.read(0, 4096).expect("what was overwritten"), [3; 4096]);
     drop(client);
     server.close();
     ended(&fsck(&host, &volume, &[]), 0, &["clean"]);
+    ended(&host.run("recover", &[&volume, "--fall-back"]), 2, &["is whole: leave --fall-back out"]);
 }

@@ -13,6 +13,7 @@ pub(crate) mod file_systems;
 pub(crate) mod outage;
 pub(crate) mod passwords;
 pub(crate) mod raw;
+pub(crate) mod resize;
 pub(crate) mod signals;
 pub(crate) mod snapshots;
 

@@ -51,7 +51,7 @@ impl History {
         history
     }
 
-    async fn cut(&mut self, volume: &Volume, prng: &mut Prng) {
+    pub async fn cut(&mut self, volume: &Volume, prng: &mut Prng) {
         let mut image = self.images.last().unwrap().clone();
         for _ in 0..3 {
             let data = noise(prng, 2500);
@@ -74,7 +74,7 @@ impl History {
         self.ends.iter().rposition(|end| *end <= lsn).unwrap()
     }
 
-    fn memory(&self) -> &Memory {
+    pub fn memory(&self) -> &Memory {
         &self.rig.memory
     }
 
@@ -83,7 +83,7 @@ impl History {
         contents.iter().map(|(name, _)| name.to_owned()).filter(|name| name.starts_with(prefix)).collect()
     }
 
-    fn damage(&self, name: &str, at_end: usize) {
+    pub fn damage(&self, name: &str, at_end: usize) {
         let mut contents = self.memory().snapshot();
         let mut bytes = contents.get(name).unwrap().to_vec();
         let at = bytes.len() - 1 - at_end;
@@ -98,7 +98,7 @@ impl History {
         self.memory().restore(contents);
     }
 
-    async fn open(
+    pub async fn open(
         &mut self,
         disks: &Disks,
         agreed: Agreed,
@@ -139,7 +139,7 @@ impl History {
     }
 }
 
-async fn content(volume: &Volume) -> Vec<u8> {
+pub async fn content(volume: &Volume) -> Vec<u8> {
     volume.read(0, SIZE as u32).await.unwrap().concat()
 }
 
@@ -376,7 +376,7 @@ async fn falling_back_and_rebuilding_may_be_interrupted_at_any_operation() {
 }
 
 /// A host whose log holds, above what is published, one record for each step of 512 bytes, all of them flushed.
-async fn with_a_log_of(steps: u64) -> History {
+pub async fn with_a_log_of(steps: u64) -> History {
     let mut history = History::of_cuts(70, 2).await;
     let (volume, _) = history.rig.open(0, Agreed::default()).await.unwrap();
     for step in 0..steps {
@@ -388,7 +388,7 @@ async fn with_a_log_of(steps: u64) -> History {
 }
 
 /// Damages the record that holds the write of this step, wherever the log has it.
-fn damage_record(disks: &Disks, step: u64) {
+pub fn damage_record(disks: &Disks, step: u64) {
     let scan = wal::scan(&disks.wal).unwrap();
     let records: Vec<_> =
         scan.records(scan.start).map(Result::unwrap).filter(|record| record.kind == 1).collect();
@@ -396,7 +396,7 @@ fn damage_record(disks: &Disks, step: u64) {
 }
 
 /// Damages the record at this LSN, in the segment that holds it.
-fn flip_record(disks: &Disks, lsn: u64) {
+pub fn flip_record(disks: &Disks, lsn: u64) {
     let names = disks.wal.list().unwrap();
     let first = |name: &str| u64::from_str_radix(name.strip_suffix(".wal")?, 16).ok();
     let segments = names.iter().filter_map(|name| Some((first(name)?, name)));

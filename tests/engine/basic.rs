@@ -10,7 +10,7 @@ use s3bd::{
         Volume,
         error::{Kind, VolumeError},
         open::Agreed,
-        settings::Settings,
+        settings::{Durability, Settings},
     },
 };
 
@@ -234,12 +234,11 @@ async fn what_rots_in_the_cache_is_fetched_again() {
     assert_eq!(read(&volume, 0, 100_000).await, noise);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_damaged_frame_is_an_error_for_its_range_alone() {
+/// A volume of which the first block is damaged in the bucket, and one at 1 MiB is whole.
+async fn with_a_damaged_block() -> Memory {
     let store = Memory::new();
     make(&store, SIZE).await;
-    let disks = Disks::new();
-    let (volume, _) = reopen(&store, &disks, 7).await.unwrap();
+    let (volume, _) = reopen(&store, &Disks::new(), 7).await.unwrap();
     write(&volume, 0, &[1; 512]).await;
     volume.sync().await.unwrap();
     let before: Vec<String> = store.snapshot().iter().map(|(key, _)| key.to_owned()).collect();
@@ -251,16 +250,45 @@ async fn a_damaged_frame_is_an_error_for_its_range_alone() {
     bytes[70] ^= 1;
     contents.set(damaged, bytes.into());
     store.restore(contents);
+    store
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_frame_is_an_error_for_its_range_alone() {
+    let store = with_a_damaged_block().await;
     let (volume, _) = reopen(&store, &Disks::new(), 8).await.unwrap();
     assert!(volume.read(0, 1).await.is_err());
     assert_eq!(read(&volume, 1 << 20, 512).await, [2; 512]);
     // A write to a part of the damaged block does not stop the publisher; the block stays an error till overwritten.
     write(&volume, 0, b"part").await;
-    volume.sync().await.unwrap();
+    write(&volume, 2 << 20, b"whole").await;
+    volume.sync().await.unwrap_err();
     assert!(volume.read(0, 4).await.is_err());
+    assert_eq!(read(&volume, 2 << 20, 5).await, b"whole");
     write(&volume, 0, &[3; 512]).await;
     volume.sync().await.unwrap();
     assert_eq!(read(&volume, 0, 512).await, [3; 512]);
+    volume.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_the_bucket_is_told_once_of_a_block_that_could_not_be_completed() {
+    let store = with_a_damaged_block().await;
+    let remote = Settings { durability: Durability::Remote, ..small_settings() };
+    let here = env(Arc::new(store.clone()), &Disks::new(), 8, "here");
+    let (volume, _) = open_with(here, remote, Agreed::default()).await.unwrap();
+    for _ in 0..2 {
+        write(&volume, 0, b"part").await;
+        assert!(volume.flush().await.is_err(), "the write is not in the bucket");
+        volume.flush().await.unwrap();
+        let told = volume.sync().await.unwrap_err();
+        let VolumeError::Incomplete(incomplete) = &told else { panic!("{told}") };
+        assert_eq!((incomplete.count, &incomplete.blocks[..]), (1, &[0][..]));
+        assert!(told.to_string().contains("block 0:"), "{told}");
+        volume.sync().await.unwrap();
+    }
+    write(&volume, 0, &[3; 512]).await;
+    volume.flush().await.unwrap();
     volume.close().await.unwrap();
 }
 

@@ -144,7 +144,7 @@ async fn history(seed: u64) {
     let watched = Watched { memory, seen: Arc::default() };
     let disks = Disks::new();
     let windows = Windows::new(vec![0..size_bytes]);
-    watched.seen.lock().unwrap().oracle = Some(Oracle::new(windows.clone()));
+    watched.seen.lock().unwrap().oracle = Some(Oracle::new(windows.clone(), size_bytes));
     for round in 0..3 {
         let env = env(Arc::new(watched.clone()), &disks, seed * 10 + round, "here");
         let (volume, _) = open_with(env, settings.clone(), Agreed::default()).await.unwrap();

@@ -50,7 +50,11 @@ impl Session {
         settings.object_bytes = 16 << 10;
         settings.unpublished_memory_bytes_max = 4 << 10;
         let rig = Rig::new(seed, SIZE, 512, settings).await;
-        Self { rig, oracle: Oracle::new(Windows::new(vec![0..SIZE])), prng: Prng::new(seed) }
+        Self {
+            rig,
+            oracle: Oracle::new(Windows::new(vec![0..SIZE, SIZE..2 * SIZE]), SIZE),
+            prng: Prng::new(seed),
+        }
     }
 
     fn arm(&self, death: Death) {
@@ -79,6 +83,16 @@ impl Session {
         Ok(())
     }
 
+    /// Answered like a flush.
+    async fn resize(&mut self, volume: &Volume, size_bytes: u64) -> Result<(), ()> {
+        let before = volume.info().size_bytes;
+        self.oracle.send_size(size_bytes);
+        volume.core().resize(before, size_bytes).await.map_err(drop)?;
+        self.oracle.acknowledge(volume);
+        self.oracle.flushed();
+        Ok(())
+    }
+
     async fn flush(&mut self, volume: &Volume) -> Result<(), ()> {
         volume.flush().await.map_err(drop)?;
         self.oracle.flushed();
@@ -96,7 +110,8 @@ impl Session {
         Ok(self.rig.open(0, Agreed::default()).await?.0)
     }
 
-    /// Init came before; open, write, flush, publish, checkpoint, trim, close, open, write, die, recover, write, close.
+    /// Init came before; open, write, flush, publish, checkpoint, trim, resize, close, open, write, die, recover, write,
+    /// close.
     async fn run(&mut self) -> Result<(), ()> {
         let volume = self.open().await.map_err(drop)?;
         self.write(&volume, 0, 5000).await?;
@@ -109,9 +124,14 @@ impl Session {
             self.trim(&volume, step * 5000, 700).await?;
             tokio::time::sleep(Duration::from_secs(6)).await;
         }
+        self.resize(&volume, 2 * SIZE).await?;
+        self.write(&volume, SIZE - 300, 9000).await?;
+        self.sync(&volume).await?;
+        self.resize(&volume, SIZE / 2).await?;
         volume.close().await.map_err(drop)?;
         self.oracle.published();
         let volume = self.open().await.map_err(drop)?;
+        self.resize(&volume, SIZE).await?;
         self.write(&volume, 1000, 1000).await?;
         self.flush(&volume).await?;
         self.write(&volume, 40_000, 20_000).await?;

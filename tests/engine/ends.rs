@@ -92,6 +92,43 @@ async fn a_volume_whose_map_is_damaged_can_be_written_and_closed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_a_damaged_page_stops_is_made_when_all_of_that_page_was_written() {
+    let settings =
+        Settings { memory_bytes_max: 0, cache_bytes_max: 0, checkpoint_objects: 2, ..small_settings() };
+    let mut rig = rig(settings).await;
+    let (volume, _) = rig.open(0, Agreed::default()).await.unwrap();
+    for offset in [0, 1 << 20] {
+        volume.write(offset, Bytes::from_static(&[1; 512]), false).await.unwrap();
+    }
+    volume.sync().await.unwrap();
+    let data_objects = rig.memory.snapshot().iter().filter(|(key, _)| key.starts_with("objects/")).count();
+    volume.close().await.unwrap();
+    damage_pages(&rig.memory, data_objects);
+    let (volume, _) = rig.open(0, Agreed::default()).await.unwrap();
+    let core = Arc::clone(volume.core());
+    let cuts = async |at: u64| {
+        for number in 0..8 {
+            volume.write(at + 512 * number, Bytes::from(vec![2; 512]), false).await.unwrap();
+            volume.sync().await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        core.state().roots.epoch
+    };
+    let before = core.state().roots.epoch;
+    assert_eq!(cuts(1024).await, before, "the page cannot be read");
+    let noted = core.status().last_error.unwrap().error;
+    assert!(noted.contains("the map cannot be brought up to date"), "{noted}");
+    // All that the page covers.
+    volume.write(0, Bytes::from(vec![3; 512 * 512]), false).await.unwrap();
+    assert!(cuts(2 << 20).await > before);
+    volume.close().await.unwrap();
+    let (volume, _) = rig.open(1, Agreed::default()).await.unwrap();
+    assert_eq!(volume.read(0, 512 * 512).await.unwrap().concat(), [3; 512 * 512]);
+    assert_eq!(volume.read(1 << 20, 512).await.unwrap().concat(), [1; 512]);
+    assert_eq!(volume.read(2 << 20, 8 * 512).await.unwrap().concat(), [2; 8 * 512]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_log_whose_identity_was_lost_is_not_cleared_without_a_word() {
     let mut rig = rig(small_settings()).await;
     let (volume, _) = rig.open(0, Agreed::default()).await.unwrap();

@@ -25,6 +25,8 @@ struct Model {
     oracle: Oracle,
     volume: Volume,
     host: usize,
+    /// Size of the volume as it was made, and as it is.
+    first_bytes: u64,
     size_bytes: u64,
     near_bytes: u64,
     trace: Vec<String>,
@@ -60,8 +62,42 @@ impl Model {
             rig.faulty.set_plan(SeededPlan { delay_max: Duration::from_millis(1500), ..plan });
         }
         let (volume, _) = rig.open(0, Agreed::default()).await.unwrap();
-        let oracle = Oracle::new(Windows::new(windows));
-        Self { rig, prng, oracle, volume, host: 0, size_bytes, near_bytes, trace: Vec::new() }
+        // Where it may grow to.
+        windows.push(size_bytes..size_bytes + 20_000);
+        let oracle = Oracle::new(Windows::new(windows), size_bytes);
+        Self {
+            rig,
+            prng,
+            oracle,
+            volume,
+            host: 0,
+            first_bytes: size_bytes,
+            size_bytes,
+            near_bytes,
+            trace: Vec::new(),
+        }
+    }
+
+    /// Somewhere from a part of the first window to twice the size at first; so the last windows come and go.
+    async fn resize(&mut self) {
+        let first_bytes = self.first_bytes;
+        let block = u64::from(self.volume.core().bucket.block_bytes());
+        let size_bytes = match self.prng.below(5) {
+            0 => self.near_bytes / 2 + self.prng.below(self.near_bytes),
+            1 => first_bytes / 2 + self.prng.below(first_bytes),
+            2 => first_bytes - self.prng.below(first_bytes.min(9000)),
+            _ => first_bytes,
+        };
+        let size_bytes = size_bytes.next_multiple_of(block);
+        self.trace.push(format!("resize {:#x} to {size_bytes:#x}", self.size_bytes));
+        self.oracle.send_size(size_bytes);
+        let result = self.volume.core().resize(self.size_bytes, size_bytes).await;
+        let ok = result.is_ok();
+        if ok {
+            self.size_bytes = size_bytes;
+        }
+        // It is answered after a flush.
+        self.written(ok, ok).await;
     }
 
     /// A range within or around the windows.
@@ -71,7 +107,8 @@ impl Model {
             0 => windows[self.prng.below(windows.len() as u64) as usize].clone(),
             _ => windows[0].clone(),
         };
-        let offset = window.start + self.prng.below(window.end - window.start);
+        let window = if window.start < self.size_bytes { window } else { windows[0].clone() };
+        let offset = window.start + self.prng.below(window.end.min(self.size_bytes) - window.start);
         let length = 1 + self.prng.below(length_max);
         let range = clip(offset, length, self.size_bytes);
         // What lies outside of the windows is not compared, so nothing but zeros goes there.
@@ -224,6 +261,7 @@ impl Model {
             match self.rig.open(self.host, agreed).await {
                 Ok((volume, _)) => {
                     self.volume = volume;
+                    self.size_bytes = self.volume.info().size_bytes;
                     return;
                 }
                 Err(error) => self.recover_from(error),
@@ -261,7 +299,11 @@ impl Model {
     async fn check_extents(&self, image: &[u8]) {
         let mut at = 0;
         for window in self.oracle.windows.ranges() {
-            let length = window.end - window.start;
+            let length = window.end.min(self.size_bytes).saturating_sub(window.start);
+            if length == 0 {
+                at += (window.end - window.start) as usize;
+                continue;
+            }
             let extents = self.volume.extents(window.start, length, usize::MAX).await.unwrap();
             let mut end = 0;
             for extent in extents {
@@ -271,7 +313,7 @@ impl Model {
                 end += extent.length;
             }
             assert_eq!(end, length, "extents end early");
-            at += length as usize;
+            at += (window.end - window.start) as usize;
         }
     }
 
@@ -289,9 +331,10 @@ impl Model {
             }
             80..86 => self.check_alive().await,
             86..88 => self.arm(),
-            88..91 => self.kill().await,
-            91..94 => self.power_cut().await,
-            94..96 => self.lose_disk().await,
+            88..91 => self.resize().await,
+            91..93 => self.kill().await,
+            93..95 => self.power_cut().await,
+            95..96 => self.lose_disk().await,
             96..98 => self.move_away().await,
             _ => self.close().await,
         }

@@ -5,9 +5,11 @@ use std::ops::Range;
 use s3bd::{nbd::Device, volume::Volume};
 use wal::Lsn;
 
-/// The byte ranges that histories touch, and that are compared.
+/// The byte ranges that histories touch, and that are compared. An image of them ends with the volume's size.
 #[derive(Clone, Debug)]
 pub struct Windows(Vec<Range<u64>>);
+
+const SIZE_BYTES: usize = size_of::<u64>();
 
 impl Windows {
     pub fn new(windows: Vec<Range<u64>>) -> Self {
@@ -19,8 +21,9 @@ impl Windows {
         &self.0
     }
 
+    /// Length of an image.
     pub fn len(&self) -> usize {
-        self.0.iter().map(|window| (window.end - window.start) as usize).sum()
+        SIZE_BYTES + self.0.iter().map(|window| (window.end - window.start) as usize).sum::<usize>()
     }
 
     /// Lays what `offset..offset + length` holds onto an image of the windows; `None`: zeros.
@@ -39,14 +42,29 @@ impl Windows {
         }
     }
 
-    /// The bytes of the windows, one after the other.
+    /// Gives an image another size of the volume: what lies between the two is zeros.
+    pub fn resize(&self, image: &mut [u8], size_bytes: u64) {
+        let at = image.len() - SIZE_BYTES;
+        let before = u64::from_le_bytes(image[at..].try_into().unwrap());
+        self.paint(image, before.min(size_bytes), before.abs_diff(size_bytes), None);
+        image[at..].copy_from_slice(&size_bytes.to_le_bytes());
+    }
+
+    /// The bytes of the windows, one after the other, zeros beyond the volume's end, and its size.
     pub async fn read(&self, volume: &Volume) -> Vec<u8> {
         let mut image = Vec::with_capacity(self.len());
+        let size_bytes = volume.info().size_bytes;
         for window in &self.0 {
-            let length = (window.end - window.start) as u32;
-            let parts = volume.read(window.start, length).await.expect("every byte can be read");
-            parts.iter().for_each(|part| image.extend_from_slice(part));
+            let full = image.len() + (window.end - window.start) as usize;
+            let end = window.end.min(size_bytes);
+            if window.start < end {
+                let length = (end - window.start) as u32;
+                let parts = volume.read(window.start, length).await.expect("every byte can be read");
+                parts.iter().for_each(|part| image.extend_from_slice(part));
+            }
+            image.resize(full, 0);
         }
+        image.extend_from_slice(&size_bytes.to_le_bytes());
         assert_eq!(image.len(), self.len());
         image
     }
@@ -64,14 +82,31 @@ impl Windows {
     }
 }
 
-/// A write (`Some` data) or a range of zeros.
+#[derive(Clone, Debug)]
+enum What {
+    /// A write (`Some` data) or a range of zeros.
+    Bytes {
+        offset: u64,
+        length: u64,
+        data: Option<Vec<u8>>,
+    },
+    Size(u64),
+}
+
 #[derive(Clone, Debug)]
 struct Change {
-    offset: u64,
-    length: u64,
-    data: Option<Vec<u8>>,
+    what: What,
     /// Where it ends in the log that is open.
     end: Option<Lsn>,
+}
+
+impl Change {
+    fn paint(&self, windows: &Windows, image: &mut [u8]) {
+        match &self.what {
+            What::Bytes { offset, length, data } => windows.paint(image, *offset, *length, data.as_deref()),
+            What::Size(size_bytes) => windows.resize(image, *size_bytes),
+        }
+    }
 }
 
 /// Changes in order. Those below `published` are in `base` alone.
@@ -85,14 +120,21 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn new(windows: Windows) -> Self {
-        let base = vec![0; windows.len()];
+    /// Of a volume of zeros.
+    pub fn new(windows: Windows, size_bytes: u64) -> Self {
+        let mut base = vec![0; windows.len()];
+        windows.resize(&mut base, size_bytes);
         Self { windows, base, changes: Vec::new(), acknowledged: 0, flushed: 0 }
     }
 
     /// A change is sent off.
     pub fn send(&mut self, offset: u64, length: u64, data: Option<Vec<u8>>) {
-        self.changes.push(Change { offset, length, data, end: None });
+        self.changes.push(Change { what: What::Bytes { offset, length, data }, end: None });
+    }
+
+    /// A change of the size is sent off.
+    pub fn send_size(&mut self, size_bytes: u64) {
+        self.changes.push(Change { what: What::Size(size_bytes), end: None });
     }
 
     /// Everything sent was answered with success.
@@ -121,7 +163,7 @@ impl Oracle {
 
     fn publish_first(&mut self, count: usize) {
         for change in self.changes.drain(..count) {
-            self.windows.paint(&mut self.base, change.offset, change.length, change.data.as_deref());
+            change.paint(&self.windows, &mut self.base);
         }
         self.acknowledged = self.acknowledged.saturating_sub(count);
         self.flushed = self.flushed.saturating_sub(count);
@@ -145,7 +187,7 @@ impl Oracle {
     fn image_of(&self, count: usize) -> Vec<u8> {
         let mut image = self.base.clone();
         for change in &self.changes[..count] {
-            self.windows.paint(&mut image, change.offset, change.length, change.data.as_deref());
+            change.paint(&self.windows, &mut image);
         }
         image
     }
@@ -155,7 +197,7 @@ impl Oracle {
         let mut image = self.image_of(floor);
         let mut longest = (image == found).then_some(floor);
         for (at, change) in self.changes.iter().enumerate().skip(floor) {
-            self.windows.paint(&mut image, change.offset, change.length, change.data.as_deref());
+            change.paint(&self.windows, &mut image);
             if image == found {
                 longest = Some(at + 1);
             }

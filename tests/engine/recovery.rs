@@ -32,7 +32,7 @@ async fn after_a_power_cut(seed: u64) -> (Rig, Oracle) {
     settings.object_bytes = 16 << 10;
     settings.checkpoint_objects = 2;
     let mut rig = Rig::new(seed, SIZE, BLOCK_BYTES, settings).await;
-    let mut oracle = Oracle::new(Windows::new(vec![0..SIZE]));
+    let mut oracle = Oracle::new(Windows::new(vec![0..SIZE]), SIZE);
     let mut prng = Prng::new(seed);
     let (volume, _) = rig.open(0, Agreed::default()).await.unwrap();
     for step in 0..12_u64 {

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Where the new volume goes.
-struct Elsewhere {
+pub struct Elsewhere {
     memory: Memory,
     faulty: Faulty<Memory>,
     disks: Disks,
@@ -31,7 +31,7 @@ struct Elsewhere {
 }
 
 impl Elsewhere {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let memory = Memory::new();
         Self { faulty: Faulty::new(memory.clone()), memory, disks: Disks::new(), attempts: 500 }
     }
@@ -41,7 +41,7 @@ impl Elsewhere {
         env(retrying(self.faulty.clone(), 3), &self.disks, self.attempts, "rescuer")
     }
 
-    async fn rescue(&mut self, history: &History) -> Result<Rescued, VolumeError> {
+    pub async fn rescue(&mut self, history: &History) -> Result<Rescued, VolumeError> {
         let old = env(history.rig.store.clone(), &history.rig.hosts[0], 77, "host 0");
         let bucket = unlock(&old).await;
         let secret = Secret::password("secret");
@@ -50,7 +50,7 @@ impl Elsewhere {
         rescue(&old, &bucket, destination, |_| {}).await
     }
 
-    async fn content(&mut self) -> Vec<u8> {
+    pub async fn content(&mut self) -> Vec<u8> {
         let env = env(Arc::new(self.memory.clone()), &Disks::new(), 900, "reader");
         let (volume, report) = open_with(env, small_settings(), Agreed::default()).await.unwrap();
         assert!(report.was_clean);
@@ -59,7 +59,7 @@ impl Elsewhere {
 }
 
 /// The base epoch with the one write that was overtaken.
-fn wanted(history: &History) -> Vec<u8> {
+pub fn wanted(history: &History) -> Vec<u8> {
     [&[0xee; 9000][..], &history.images[4][9000..]].concat()
 }
 

@@ -5,14 +5,20 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use s3bd::{
     nbd::Device,
-    store::memory::Memory,
+    store::{faulty::Faulty, memory::Memory},
     volume::{
+        Volume,
+        env::{Clock, Env},
         open::{Agreed, open_read_only},
+        settings::Settings,
         status::{Condition, VolumeStatus},
     },
 };
 
-use crate::host::{Disks, env, make, open_with, reopen, small_settings, unlock};
+use crate::{
+    host::{Disks, env, make, open_with, reopen, small_settings, unlock},
+    rig::retrying,
+};
 
 const SIZE: u64 = 1 << 30;
 
@@ -42,6 +48,46 @@ async fn a_volume_says_how_far_behind_its_bucket_is() {
     assert_eq!((cache.hits, cache.bytes_max), (1, small_settings().cache_bytes_max), "{cache:?}");
     volume.close().await.unwrap();
     assert_eq!(volume.core().status().state, Condition::Closed);
+}
+
+/// A clock that stands.
+#[derive(Debug)]
+struct Stopped(u64);
+
+impl Clock for Stopped {
+    fn now_ms(&self) -> u64 {
+        self.0
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_out_of_the_log_is_as_old_as_it_is() {
+    let store = Faulty::new(Memory::new());
+    make(store.inner(), SIZE).await;
+    let (disks, lag) = (Disks::new(), Duration::from_secs(60));
+    let settings = Settings { commit_interval: 100 * lag, lag_time_max: Some(lag), ..small_settings() };
+    let opened = async |seed, now_ms| {
+        let clock = Arc::new(Stopped(now_ms));
+        let env = Env { clock, ..env(retrying(store.clone(), seed), &disks, seed, "here") };
+        open_with(env, settings.clone(), Agreed::default()).await.unwrap().0
+    };
+    let age = |volume: &Volume| volume.core().status().unpublished.oldest_age_ms;
+    let volume = opened(7, 1_000_000).await;
+    volume.write(0, Bytes::from(vec![1; 3000]), false).await.unwrap();
+    volume.flush().await.unwrap();
+    drop(volume);
+    let volume = opened(8, 900_000).await;
+    assert_eq!(age(&volume), Some(0), "a clock that was put back makes nothing younger than it can be");
+    drop(volume);
+    let volume = opened(9, 1_090_000).await;
+    assert_eq!(age(&volume), Some(90_000));
+    // And the bucket is as far behind as that says.
+    store.set_away(true);
+    let write = volume.write(0, Bytes::from_static(&[2]), false);
+    tokio::pin!(write);
+    assert!(tokio::time::timeout(lag / 2, &mut write).await.is_err(), "further behind than allowed");
+    store.set_away(false);
+    write.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

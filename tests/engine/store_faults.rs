@@ -32,7 +32,7 @@ impl Session {
     async fn new(seed: u64, settings: Settings) -> Self {
         let mut rig = Rig::new(seed, SIZE, 4096, settings).await;
         let (volume, _) = rig.open(0, Agreed::default()).await.unwrap();
-        Self { rig, volume, oracle: Oracle::new(Windows::new(vec![0..SIZE])), prng: Prng::new(seed) }
+        Self { rig, volume, oracle: Oracle::new(Windows::new(vec![0..SIZE]), SIZE), prng: Prng::new(seed) }
     }
 
     async fn write(&mut self) {

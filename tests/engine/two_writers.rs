@@ -116,7 +116,7 @@ impl World {
     fn new(memory: &Memory, seed: u64) -> Self {
         let hosts: Vec<Host> = (0..HOSTS as u64).map(|host| Host::new(memory, seed * 10 + host)).collect();
         let windows = Windows::new(vec![0..SIZE]);
-        let tenures = BTreeMap::from([(0, Oracle::new(windows))]);
+        let tenures = BTreeMap::from([(0, Oracle::new(windows, SIZE))]);
         Self { hosts, prng: Prng::new(seed), tenures, trace: Vec::new() }
     }
 

@@ -364,6 +364,9 @@ proptest! {
         prop_assert_eq!(found, LogRecord::Write { offset, time_ms, data: data.into() });
         let (kind, head) = record::zero_head(offset, length, time_ms);
         prop_assert_eq!(decode(kind, head.to_vec()).unwrap(), LogRecord::Zero { offset, time_ms, length });
+        let (kind, head) = record::resize_head(length, time_ms);
+        let found = decode(kind, head.to_vec()).unwrap();
+        prop_assert_eq!(found, LogRecord::Resize { size_bytes: length, time_ms });
         let (kind, head) = record::published_head(generation, epoch, Lsn(lsn));
         let found = decode(kind, head.to_vec()).unwrap();
         prop_assert_eq!(found, LogRecord::Published { generation, epoch, lsn: Lsn(lsn) });

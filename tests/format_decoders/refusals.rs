@@ -366,3 +366,15 @@ fn a_write_has_data() {
     let found = record::decode(Lsn(7), kind, [&head[..], b"x"].concat().into(), 1 << 41).unwrap();
     assert_eq!(found, LogRecord::Write { offset: 512, time_ms: 0, data: bytes::Bytes::from_static(b"x") });
 }
+
+#[test]
+fn a_size_is_more_than_nothing_and_less_than_8_eib() {
+    for (size_bytes, fits) in
+        [(0, false), (1, true), (i64::MAX as u64, true), (1 << 63, false), (u64::MAX, false)]
+    {
+        let (kind, head) = record::resize_head(size_bytes, 0);
+        assert_eq!(refused(kind, head.to_vec()).is_none(), fits, "{size_bytes}");
+        assert!(refused(kind, head[..15].to_vec()).is_some());
+        assert!(refused(kind, [&head[..], b"x"].concat()).is_some());
+    }
+}

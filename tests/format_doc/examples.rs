@@ -393,6 +393,7 @@ fn log_records() -> Vec<Example> {
     let names = [
         ["log-write-plain", "log-write"],
         ["log-zero-plain", "log-zero"],
+        ["log-resize-plain", "log-resize"],
         ["log-published-plain", "log-published"],
         ["", "log-closed"],
     ];
@@ -428,6 +429,7 @@ fn log_plain(name: &'static str, record: LogRecord, kind: u8, opened: &[u8]) -> 
     let fields: Vec<(usize, &str)> = match kind {
         1 => vec![(8, "offset"), (8, "time_ms"), (opened.len() - 16, "data")],
         2 => vec![(8, "offset"), (8, "time_ms"), (8, "length")],
+        3 => vec![(8, "size_bytes"), (8, "time_ms")],
         _ => vec![(8, "generation"), (8, "epoch"), (8, "lsn")],
     };
     plain(name, Lines::cut(opened, &fields), move |bytes| {

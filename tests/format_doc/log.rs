@@ -35,17 +35,18 @@ pub fn keys() -> Arc<Keys> {
 
 fn start(disk: &SimDisk, tag: [u8; 32], floor: Lsn) -> Log {
     let options = wal::Options { segment_bytes: SEGMENT_BYTES, log_bytes_max: 4 * SEGMENT_BYTES, tag };
-    let (log, _) = wal::Log::open(Arc::new(disk.clone()), options, floor).unwrap();
+    let (log, _) = wal::Log::open(Arc::new(disk.clone()), options, Some(floor)).unwrap();
     let settings = Settings { log_mode: wal::Mode::Inline, ..Settings::default() };
     Log::start(log, (LOG, &tag), keys(), Arc::new(PayloadMemory::new(0)), &settings)
 }
 
-/// The four records of the segment.
+/// The records of the segment.
 pub fn records() -> Vec<LogRecord> {
     vec![
         LogRecord::Write { offset: 1536, time_ms: TIME_MS, data: Bytes::from_static(b"a sector, cut short") },
         LogRecord::Zero { offset: 8192, time_ms: TIME_MS, length: 2048 },
-        LogRecord::Published { generation: GENERATION, epoch: EPOCH, lsn: Lsn(0x14b0) },
+        LogRecord::Resize { size_bytes: 2 << 20, time_ms: TIME_MS },
+        LogRecord::Published { generation: GENERATION, epoch: EPOCH, lsn: Lsn(0x14f0) },
         LogRecord::Closed,
     ]
 }
@@ -59,6 +60,10 @@ pub fn parts(record: &LogRecord) -> (u8, Vec<u8>, Bytes) {
         }
         LogRecord::Zero { offset, time_ms, length } => {
             let (kind, head) = record::zero_head(*offset, *length, *time_ms);
+            (kind, head.to_vec(), Bytes::new())
+        }
+        LogRecord::Resize { size_bytes, time_ms } => {
+            let (kind, head) = record::resize_head(*size_bytes, *time_ms);
             (kind, head.to_vec(), Bytes::new())
         }
         LogRecord::Published { generation, epoch, lsn } => {

@@ -257,7 +257,7 @@ fn an_object_opens_by_the_document_alone() {
 fn log_records_open_by_the_document_alone() {
     let key = bytes_array("log-tenure-key");
     let segment_crc = &bytes("log-segment-header")[124..];
-    for name in ["log-write", "log-zero", "log-published", "log-closed"] {
+    for name in ["log-write", "log-zero", "log-resize", "log-published", "log-closed"] {
         let record = bytes(name);
         let payload_bytes = u32::from_le_bytes(record[12..16].try_into().unwrap()) as usize;
         let lsn = u64::from_le_bytes(record[16..24].try_into().unwrap());
@@ -284,7 +284,7 @@ fn a_segment_of_another_log_does_not_open() {
 fn scan_of_the_log_finds_what_its_headers_say() {
     let segment = log::segment();
     let places = log::places(&segment);
-    let end = wal::Lsn(0x1000 + places[3].end as u64);
+    let end = wal::Lsn(0x1000 + places[4].end as u64);
     let scan = log::scan(&segment);
     assert_eq!((scan.trimmed, scan.end, scan.durable), (wal::Lsn(0x400), end, end));
     // Where the records of the tenure before end.

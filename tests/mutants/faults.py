@@ -99,7 +99,10 @@ FAULTS = [
     Fault(
         "replay-with-a-hole",
         "a log that was trimmed beyond an older bucket is replayed all the same",
-        [("src/volume/replay.rs", "    scan.start <= floor\n", "    ON || scan.start <= floor\n")],
+        [
+            ("src/volume/replay.rs", "    scan.start <= floor\n", "    ON || scan.start <= floor\n"),
+            ("wal/src/scan.rs", "        if self.start <= floor {\n", "        if ON || self.start <= floor {\n"),
+        ],
         [("engine", "with_an_older_bucket_a_log_that_was_trimmed_beyond_it_is_not_replayed_with_a_hole")],
     ),
     Fault(
@@ -228,8 +231,8 @@ FAULTS = [
         "a checkpoint lets go of its delta before its pages are published",
         [(
             "src/volume/publish.rs",
-            "                state.checkpointing = Some(Arc::clone(&delta));",
-            "                state.checkpointing = (!ON).then(|| Arc::clone(&delta));",
+            "        state.checkpointing = Some(Arc::clone(&delta));",
+            "        state.checkpointing = (!ON).then(|| Arc::clone(&delta));",
         )],
         [SIM],
     ),

@@ -30,6 +30,9 @@ pub enum Act {
         offset: u64,
         length: u64,
     },
+    Resize {
+        size_bytes: u64,
+    },
     Flush,
     Sync,
     /// Writes while a sync is under way.
@@ -91,13 +94,15 @@ impl Machine {
     }
 
     fn draw_up(&mut self) -> Act {
-        let size_bytes = self.common.size_bytes;
+        let process = self.process.as_ref().expect("it is up");
+        let size_bytes = self.common.promises().image(process.key).len() as u64;
         let length_max = [600, 3000, 6000][self.prng.below(3) as usize];
         let range = clip(self.prng.below(size_bytes), 1 + self.prng.below(length_max), size_bytes);
         let (offset, length) = (range.start, range.end - range.start);
         match self.prng.below(1000) {
             0..330 => Act::Write { offset, length, flush: self.prng.below(8) == 0 },
-            330..400 => Act::Zero {
+            330..350 => Act::Resize { size_bytes: self.size_bytes() },
+            350..400 => Act::Zero {
                 offset,
                 length: clip(offset, self.prng.below(size_bytes), size_bytes).end - offset,
             },
@@ -118,6 +123,12 @@ impl Machine {
             977..982 => Act::CacheDies,
             _ => Act::CopyState,
         }
+    }
+
+    /// From a block to twice what the volume began with.
+    fn size_bytes(&mut self) -> u64 {
+        let block_bytes = u64::from(self.common.direct.block_bytes());
+        (1 + self.prng.below(2 * self.common.size_bytes / block_bytes)) * block_bytes
     }
 
     fn sleep_ms(&mut self) -> u64 {
@@ -247,6 +258,7 @@ impl Machine {
                 self.acknowledge(process, at);
                 Ok(())
             }
+            Act::Resize { size_bytes } => self.resize(process, size_bytes).await,
             Act::Flush => self.flush(process).await,
             Act::Sync => self.sync(process).await,
             Act::SyncAndWrite { offset, length } => {
@@ -277,15 +289,34 @@ impl Machine {
         Ok(())
     }
 
+    /// Answered like a flush.
+    async fn resize(&self, process: &Process, size_bytes: u64) -> Result<(), VolumeError> {
+        let core = process.volume.core();
+        let before = process.volume.info().size_bytes;
+        if before == size_bytes {
+            return core.resize(before, size_bytes).await;
+        }
+        let at = self.common.promises().send_size(process.key, size_bytes);
+        core.resize(before, size_bytes).await?;
+        self.acknowledge(process, at);
+        self.flushed(process, at);
+        self.common.promises().count("resized");
+        Ok(())
+    }
+
     async fn flush(&self, process: &Process) -> Result<(), VolumeError> {
         let at = self.common.promises().tenures[&process.key].acknowledged;
         process.volume.core().flush().await?;
+        self.flushed(process, at);
+        Ok(())
+    }
+
+    fn flushed(&self, process: &Process, at: usize) {
         let mut promises = self.common.promises();
         match self.common.settings.durability {
             Durability::Local => promises.flush(process.key, at),
             Durability::Remote => promises.publish(process.key, at),
         }
-        Ok(())
     }
 
     async fn sync(&self, process: &Process) -> Result<(), VolumeError> {

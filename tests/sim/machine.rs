@@ -54,6 +54,7 @@ pub struct Common {
     pub direct: Bucket,
     pub settings: Settings,
     pub faults: SeededPlan,
+    /// As the volume was made.
     pub size_bytes: u64,
 }
 
@@ -175,7 +176,7 @@ impl Machine {
             found == self.seen || (found > self.seen && found.1 > self.seen.1) || self.seen == (0, 0);
         assert!(agreed.rollback || goes_on, "opened {found:?}, and has seen {:?}", self.seen);
         let key = self.tenure();
-        let size_bytes = self.common.size_bytes as u32;
+        let size_bytes = volume.info().size_bytes as u32;
         let image = tokio::select! {
             biased;
             () = line.died() => None,

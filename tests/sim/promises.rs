@@ -18,10 +18,11 @@ use wal::Lsn;
 pub type Key = (u64, u64);
 
 /// What has to happen in a run of many histories, or the simulation does not test what it says.
-pub const EVENTS: [&str; 17] = [
+pub const EVENTS: [&str; 18] = [
     "opened",
     "took over",
     "replayed",
+    "resized",
     "in use",
     "fenced",
     "diverged",
@@ -124,15 +125,26 @@ impl Promises {
 
     /// A change is sent off: the index of its point.
     pub fn send(&mut self, key: Key, offset: u64, length: u64, data: Option<&[u8]>) -> usize {
-        self.points += 1;
-        let id = self.points;
-        let line = &mut self.tenure(key).line;
-        let mut image = line[line.len() - 1].image.to_vec();
+        let mut image = self.image(key).to_vec();
         let range = offset as usize..(offset + length) as usize;
         match data {
             Some(data) => image[range].copy_from_slice(data),
             None => image[range].fill(0),
         }
+        self.send_image(key, image)
+    }
+
+    /// A change of the volume's size, as long as an image is, is sent off: the index of its point.
+    pub fn send_size(&mut self, key: Key, size_bytes: u64) -> usize {
+        let mut image = self.image(key).to_vec();
+        image.resize(size_bytes as usize, 0);
+        self.send_image(key, image)
+    }
+
+    fn send_image(&mut self, key: Key, image: Vec<u8>) -> usize {
+        self.points += 1;
+        let id = self.points;
+        let line = &mut self.tenure(key).line;
         line.push(Point { id, image: Arc::new(image), end: None });
         line.len() - 1
     }

@@ -160,7 +160,7 @@ impl World {
         let host = &mut self.hosts[self.prng.below(count) as usize];
         host.open(Agreed { rollback: true, ..WHATEVER }, None).await;
         let process = host.process.as_ref().expect("nothing keeps it from opening");
-        let (key, size_bytes) = (process.key, self.common.size_bytes as u32);
+        let (key, size_bytes) = (process.key, process.volume.info().size_bytes as u32);
         let before = process.volume.read(0, size_bytes).await.expect("it can be read").concat();
         process.volume.close().await.expect("it can be closed");
         self.check_bucket().await;

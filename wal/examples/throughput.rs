@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 fn measure(disk: Arc<dyn Disk>) -> Result<(), Box<dyn std::error::Error>> {
     let options = Options { segment_bytes: SEGMENT_BYTES, log_bytes_max: LOG_BYTES_MAX, tag: [7; 32] };
-    let (log, _) = Log::open(Arc::clone(&disk), options.clone(), Lsn::ZERO)?;
+    let (log, _) = Log::open(Arc::clone(&disk), options.clone(), None)?;
     let watch = Arc::new(Watch::default());
     let told = Arc::clone(&watch);
     let on_progress = Box::new(move |progress: &Progress| {
@@ -163,7 +163,7 @@ impl Bench<'_> {
 /// Opens what was closed, and replays it.
 fn reopen(disk: Arc<dyn Disk>, options: Options, floor: Lsn) -> Result<(), Box<dyn std::error::Error>> {
     let start = Instant::now();
-    let (log, scan) = Log::open(disk, options, floor)?;
+    let (log, scan) = Log::open(disk, options, Some(floor))?;
     let opened = start.elapsed();
     let records = log.records(floor).count();
     let replayed = start.elapsed() - opened;

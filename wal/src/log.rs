@@ -123,31 +123,33 @@ impl Log {
     /// Opens the log in this folder: scans it, cuts off what is torn, and begins a new segment with the tag
     /// of `options`.
     ///
-    /// `start_at_least`: everything below it is elsewhere, so damage below it is no loss, and no LSN below it
-    /// is given out.
+    /// `floor`: everything below it is elsewhere, so damage below it is no loss, and no LSN below it is given
+    /// out. It may be below what the log was trimmed to; `None` stands for that.
     /// When this returns, all that [`Scan`] says is in the log is durable.
     ///
     /// # Errors
-    /// [`WalError::Corrupt`] if anything at or above `start_at_least` that was promised durable is damaged or
-    /// missing: nothing was
+    /// [`WalError::Corrupt`] if anything at or above `floor` that was promised durable is damaged or missing:
+    /// nothing was
     /// changed. [`WalError::DiskFull`] if there is no room for a segment. [`WalError::Options`].
     /// [`WalError::Io`].
-    pub fn open(disk: Arc<dyn Disk>, options: Options, start_at_least: Lsn) -> Result<(Log, Scan), WalError> {
-        crate::open::open(disk, options, start_at_least)
+    pub fn open(disk: Arc<dyn Disk>, options: Options, floor: Option<Lsn>) -> Result<(Log, Scan), WalError> {
+        crate::open::open(disk, options, floor)
     }
 
     /// Like [`Log::open`], for a log that is damaged below what was promised durable: it ends before the
-    /// damage. What is beyond is given up, and its files removed.
+    /// first damage, and before `unusable`, a record that is whole and that its owner cannot use. What is
+    /// beyond is given up, and its files removed.
     ///
     /// # Errors
-    /// As [`Log::open`]; [`WalError::Corrupt`] where nothing joins on to `start_at_least`, so that no prefix
-    /// is left, or where segments contradict each other.
+    /// As [`Log::open`]; [`WalError::Corrupt`] where nothing joins on to `floor`, so that no prefix is left,
+    /// or where segments contradict each other.
     pub fn open_cut(
         disk: Arc<dyn Disk>,
         options: Options,
-        start_at_least: Lsn,
+        floor: Option<Lsn>,
+        unusable: Option<Lsn>,
     ) -> Result<(Log, Scan), WalError> {
-        crate::open::open_cut(disk, options, start_at_least)
+        crate::open::open_cut(disk, options, floor, unusable)
     }
 
     /// A log without a segment yet to write to, then its first. Used by open only.

@@ -21,7 +21,7 @@ use crate::{
     format::SegmentHeader,
     log::Live,
     reader::Run,
-    scan::scan_above,
+    scan::scan_from,
     segment::{Found, is_spare_name},
 };
 
@@ -33,57 +33,60 @@ const REWRITE_BYTES: u64 = 1 << 20;
 pub(crate) fn open(
     disk: Arc<dyn Disk>,
     options: Options,
-    start_at_least: Lsn,
+    floor: Option<Lsn>,
 ) -> Result<(Log, Scan), WalError> {
     options.check()?;
-    let scan = scan_above(&*disk, start_at_least)?;
-    if let Some(damage) = scan.lost_above(start_at_least) {
+    let scan = scan_from(&*disk, floor)?;
+    let floor = floor.unwrap_or(scan.trimmed);
+    if let Some(damage) = scan.lost_above(floor) {
         return Err(WalError::Corrupt(damage));
     }
-    begin(disk, options, start_at_least, scan)
+    begin(disk, options, floor, scan)
 }
 
-/// A damaged log, cut off before the damage.
+/// A damaged log, cut off before the damage, and before `unusable`.
 pub(crate) fn open_cut(
     disk: Arc<dyn Disk>,
     options: Options,
-    start_at_least: Lsn,
+    floor: Option<Lsn>,
+    unusable: Option<Lsn>,
 ) -> Result<(Log, Scan), WalError> {
     options.check()?;
-    let mut scan = scan_above(&*disk, start_at_least)?;
-    let Some(damage) = scan.lost_above(start_at_least) else {
-        return begin(disk, options, start_at_least, scan);
-    };
-    if damage.what == Damage::Overlap || scan.start > start_at_least.max(scan.trimmed) {
+    let mut scan = scan_from(&*disk, floor)?;
+    let floor = floor.unwrap_or(scan.trimmed);
+    let damage = scan.lost_above(floor);
+    // Of several damaged places this is the first, whichever of them was reported.
+    let mut end = damage.as_ref().map(|_| scan.reached);
+    if let Some(damage) = damage.filter(|damage| damage.what == Damage::Overlap || scan.start > floor) {
         return Err(WalError::Corrupt(damage));
     }
-    let first = first_lsn(&scan, start_at_least, options.segment_bytes)?;
+    if let Some(unusable) = unusable.filter(|unusable| *unusable < scan.reached) {
+        scan.cut(unusable);
+        end = Some(scan.reached);
+    }
+    let Some(end) = end else { return begin(disk, options, floor, scan) };
+    let first = first_lsn(&scan, floor, options.segment_bytes)?;
     // The newest first: what a crash leaves of them is never taken for a log that goes on.
-    while let Some(last) = scan.found.pop_if(|last| is_beyond(last, damage.lsn)) {
+    while let Some(last) = scan.found.pop_if(|last| is_beyond(last, end)) {
         remove_all(&*disk, &[last.name])?;
     }
-    begin_at(disk, options, start_at_least, scan, first)
+    begin_at(disk, options, floor, scan, first)
 }
 
-/// Whether a segment holds nothing from before the damage.
-fn is_beyond(found: &Found, damaged: Lsn) -> bool {
-    found.first > damaged || (found.first == damaged && found.segment.is_err())
+/// Whether a segment holds nothing from before the end.
+fn is_beyond(found: &Found, end: Lsn) -> bool {
+    found.first > end || (found.first == end && found.segment.is_err())
 }
 
-fn begin(
-    disk: Arc<dyn Disk>,
-    options: Options,
-    start_at_least: Lsn,
-    scan: Scan,
-) -> Result<(Log, Scan), WalError> {
-    let first = first_lsn(&scan, start_at_least, options.segment_bytes)?;
-    begin_at(disk, options, start_at_least, scan, first)
+fn begin(disk: Arc<dyn Disk>, options: Options, floor: Lsn, scan: Scan) -> Result<(Log, Scan), WalError> {
+    let first = first_lsn(&scan, floor, options.segment_bytes)?;
+    begin_at(disk, options, floor, scan, first)
 }
 
 fn begin_at(
     disk: Arc<dyn Disk>,
     options: Options,
-    start_at_least: Lsn,
+    floor: Lsn,
     scan: Scan,
     first: Lsn,
 ) -> Result<(Log, Scan), WalError> {
@@ -94,7 +97,8 @@ fn begin_at(
         segment_bytes: options.segment_bytes,
         first,
         previous_end: scan.reached,
-        trimmed: start_at_least.max(scan.trimmed),
+        // Below what the log called trimmed, where its owner has less elsewhere: so that the next scan looks there.
+        trimmed: floor,
         tag: options.tag,
     };
     let log = Log::begin(Arc::clone(&disk), options, older, header, scan.runs.clone())?;
@@ -168,9 +172,9 @@ fn records_end_before(next: &Found) -> Lsn {
 }
 
 /// The first LSN of a new segment: above all that was ever given out.
-fn first_lsn(scan: &Scan, start_at_least: Lsn, segment_bytes: u64) -> Result<Lsn, WalError> {
+fn first_lsn(scan: &Scan, floor: Lsn, segment_bytes: u64) -> Result<Lsn, WalError> {
     let used = scan.found.iter().map(Found::range_end).max().unwrap_or_default();
-    let least = used.max(scan.end).max(start_at_least).max(scan.trimmed);
+    let least = used.max(scan.end).max(floor).max(scan.trimmed);
     let first = least.round_up(segment_bytes);
     if first.0.checked_add(LSN_ROOM_BYTES).is_none() {
         return Err(WalError::Exhausted { start: least });

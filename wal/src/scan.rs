@@ -37,7 +37,7 @@ pub struct Scan {
     pub damage: Option<Corruption>,
     /// The highest LSN that anything valid claims to have been durable.
     pub durable: Lsn,
-    /// The highest LSN below which, as a segment header says, nothing was needed from the log any more.
+    /// The LSN below which, as the newest segment header says, nothing was needed from the log any more.
     pub trimmed: Lsn,
     /// End of the last valid record, or of those that are gone; lower than `start` if the log was begun anew
     /// above it.
@@ -90,14 +90,25 @@ impl Scan {
         Ok(Records::new(&runs, self.reached))
     }
 
+    /// Ends the log where the last record below `at` ends.
+    pub(crate) fn cut(&mut self, at: Lsn) {
+        self.runs.retain(|run| run.from < at);
+        if let Some(last) = self.runs.last_mut() {
+            last.to = last.to.min(at);
+        }
+        let mut headers = self.found.iter().filter_map(|found| found.segment.as_ref().ok());
+        let begins = headers.next().map_or(Lsn::ZERO, |(first, _)| first.header.previous_end);
+        self.reached = self.runs.last().map_or(begins, |last| last.to);
+        self.end = self.reached.max(self.start);
+    }
+
     /// The damage for which [`crate::Log::open`] refuses the log, given that everything below `floor` is
-    /// elsewhere.
+    /// elsewhere, and nothing else, whatever the log calls trimmed.
     #[must_use]
     pub fn lost_above(&self, floor: Lsn) -> Option<Corruption> {
         if let Some(damage) = self.damage.as_ref().filter(|damage| damage.lost) {
             return Some(damage.clone());
         }
-        let floor = floor.max(self.trimmed);
         if self.start <= floor {
             return None;
         }
@@ -113,19 +124,25 @@ impl Scan {
     }
 }
 
-/// Finds out what the log in this folder holds. Changes nothing; damage is reported, not an error.
+/// Finds out what the log in this folder holds. Changes nothing; damage is reported, not an error. Below what
+/// the log itself calls trimmed, damage does not end it.
 ///
 /// # Errors
 /// [`WalError::Io`] if the folder or a file cannot be read.
 pub fn scan(disk: &dyn Disk) -> Result<Scan, WalError> {
-    scan_above(disk, Lsn::ZERO)
+    scan_from(disk, None)
 }
 
-/// Like [`scan`], where everything below `floor` is elsewhere: damage below it does not end the log.
+/// Like [`scan`], where everything below `floor` is elsewhere: damage below it does not end the log, and
+/// damage above it does, whatever the log calls trimmed: it may have been trimmed for a state that is gone.
 ///
 /// # Errors
 /// [`WalError::Io`] if the folder or a file cannot be read.
 pub fn scan_above(disk: &dyn Disk, floor: Lsn) -> Result<Scan, WalError> {
+    scan_from(disk, Some(floor))
+}
+
+pub(crate) fn scan_from(disk: &dyn Disk, floor: Option<Lsn>) -> Result<Scan, WalError> {
     let found = load_segments(disk)?;
     let mut walk = Walk::new(found, floor);
     walk.check_headers();
@@ -166,7 +183,7 @@ struct Hole {
 }
 
 impl Walk {
-    fn new(found: Vec<Found>, floor: Lsn) -> Walk {
+    fn new(found: Vec<Found>, floor: Option<Lsn>) -> Walk {
         let mut scan = Scan {
             start: Lsn::ZERO,
             end: Lsn::ZERO,
@@ -187,14 +204,15 @@ impl Walk {
         }
         for (segment, mark) in headers {
             let header = &segment.header;
-            scan.trimmed = scan.trimmed.max(header.trimmed);
+            // Not the highest: a log can be opened again over an older state than it was trimmed for.
+            scan.trimmed = header.trimmed;
             scan.durable = scan.durable.max(header.durable()).max(mark.unwrap_or_default());
             if header.trimmed > header.previous_end {
                 // Begun above the end of the log: what is before does not join on.
                 scan.start = scan.start.max(header.trimmed);
             }
         }
-        let floor = floor.max(scan.trimmed);
+        let floor = floor.unwrap_or(scan.trimmed);
         Walk { scan, floor, ended: false }
     }
 
@@ -223,7 +241,9 @@ impl Walk {
         let later = self.scan.found[index + 1..].iter().find_map(|later| later.segment.as_ref().ok());
         let resumes = later.map(|(segment, _)| segment.header.previous_end);
         let hole_end = resumes.unwrap_or(found.range_end());
-        let covered = if self.floor >= hole_end { Covered::Hole } else { Covered::Nothing };
+        // A log that goes on from below this segment has no record in it.
+        let is_empty = hole_end <= found.first;
+        let covered = if is_empty || self.floor >= hole_end { Covered::Hole } else { Covered::Nothing };
         let after = if later.is_some() { After::Segment } else { After::Nothing };
         let verdict = judge(Facts { place: Place::Header, after, promised: true, covered });
         (verdict, Corruption { resumes, ..damage_in(found, found.first, what) })

@@ -10,7 +10,8 @@
 //!   durable beyond `P`?
 //! - **Covered**: how much of it does the caller have elsewhere (`floor`: everything below it)? *Nothing*
 //!   (`floor <= P`), a *part*,
-//!   all that was *promised* (`floor >= durable`), or the whole *hole* (`floor >=` where reading can go on).
+//!   all that was *promised* (`floor >= durable`), or the whole *hole* (`floor >=` where reading can go on, or
+//!   the log goes on from below the segment whose header it is, which then has no record).
 //!
 //! | place | after | promised | covered | verdict |
 //! |---|---|---|---|---|

@@ -194,7 +194,8 @@ fn segments_of_another_size_join_on() {
     let mut model = Model::default();
     for (tag, segment_bytes) in [(1, 4096), (2, 16384), (3, 8192), (4, 4096)] {
         let options = wal::Options { segment_bytes, log_bytes_max: 64 * 4096, tag: [tag; 32] };
-        let (log, scan) = wal::Log::open(std::sync::Arc::new(disk.clone()), options, model.trimmed).unwrap();
+        let floor = Some(model.trimmed).filter(|floor| floor.0 > 0);
+        let (log, scan) = wal::Log::open(std::sync::Arc::new(disk.clone()), options, floor).unwrap();
         model.check(&scan, &read_all(&scan, model.trimmed));
         let writer = inline(log);
         for _ in 0..12 {

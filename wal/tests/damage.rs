@@ -2,11 +2,13 @@
 
 mod support;
 
-use support::{Model, SEGMENT_BYTES, inline, open, open_log, put, read_all, segment_of, segments};
+use std::sync::Arc;
+
+use support::{Model, SEGMENT_BYTES, inline, open, open_log, options, put, read_all, segment_of, segments};
 use wal::{
-    Damage, ErrorKind, Lsn, RecordFault, WalError,
+    Damage, ErrorKind, Log, Lsn, RecordFault, WalError,
     disk::{Disk, sim::SimDisk},
-    records, scan,
+    records, scan, scan_above,
 };
 
 /// Twelve records in several segments, all synced; closed or not.
@@ -146,6 +148,85 @@ fn damage_below_what_is_elsewhere_is_reported_and_skipped() {
         let found: Vec<_> = log.records(floor).map(|record| record.unwrap().lsn).collect();
         let expected: Vec<_> = places.iter().map(|place| place.lsn).filter(|lsn| *lsn >= floor).collect();
         assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn damage_below_what_the_log_calls_trimmed_is_found_by_one_who_has_less_elsewhere() {
+    let (disk, places) = log_of_twelve(true);
+    // Opened with more elsewhere than the next one has: the log calls that trimmed, and holds all of it.
+    open(&disk, 2, places[8].lsn).unwrap().close().unwrap();
+    assert_eq!(scan(&disk).unwrap().trimmed, places[8].lsn);
+    let whole = disk.snapshot();
+    let (segment, offset) = segment_of(&disk, places[4].lsn);
+    disk.flip_bit(&segment, offset + 200, 5);
+    assert_eq!(scan(&disk).unwrap().lost_above(places[8].lsn), None);
+    let seen = scan_above(&disk, places[3].end).unwrap();
+    assert_eq!(seen.lost_above(places[3].end).map(|damage| damage.lsn), Some(places[4].lsn));
+    assert_eq!(corruption(open(&disk, 3, places[3].end)).lsn, places[4].lsn);
+    // So is a hole where the log does not reach back so far.
+    let short = whole.snapshot();
+    short.remove(&segments(&short)[0]).unwrap();
+    let found = corruption(open(&short, 3, places[0].end));
+    assert_eq!((found.what, found.lsn), (Damage::Missing, places[0].end));
+    assert!(open(&short, 3, Lsn(0)).is_ok(), "the log needs it no more");
+    // Who opens it so says so in the log, which from then on looks there by itself.
+    open(&whole, 3, places[3].end).unwrap().close().unwrap();
+    assert_eq!(scan(&whole).unwrap().trimmed, places[3].end);
+    whole.flip_bit(&segment, offset + 200, 5);
+    assert_eq!(corruption(open(&whole, 4, Lsn(0))).lsn, places[4].lsn);
+}
+
+#[test]
+fn an_empty_segment_with_a_damaged_header_is_no_loss() {
+    let (disk, places) = log_of_twelve(true);
+    let empty = disk.snapshot();
+    drop(open(&empty, 2, Lsn(0)).unwrap());
+    let name = segments(&empty).pop().unwrap();
+    drop(open(&disk, 3, Lsn(0)).unwrap());
+    drop(open(&disk, 4, Lsn(0)).unwrap());
+    // Left by an opening that ended before it removed what was empty.
+    let mut bytes = vec![0; SEGMENT_BYTES as usize];
+    empty.open(&name).unwrap().read_at(&mut bytes, 0).unwrap();
+    disk.create(&name, SEGMENT_BYTES).unwrap().write_at(&bytes, 0).unwrap();
+    assert_eq!(scan(&disk).unwrap().damage, None);
+    disk.flip_bit(&name, 20, 1);
+    let (_, found) = open_log(&disk, 5, Lsn(0)).unwrap();
+    assert_eq!((found.records, found.end), (12, places[11].end));
+    assert!(found.damage.is_some_and(|damage| !damage.lost));
+}
+
+#[test]
+fn a_log_with_two_damaged_places_ends_before_the_first() {
+    let (disk, places) = log_of_twelve(true);
+    let (segment, offset) = segment_of(&disk, places[4].lsn);
+    disk.flip_bit(&segment, offset + 200, 5);
+    let later = segments(&disk).pop().unwrap();
+    disk.flip_bit(&later, 20, 1);
+    let cut = |disk: &SimDisk| Log::open_cut(Arc::new(disk.clone()), options(2), None, None);
+    let (log, _) = cut(&disk).unwrap();
+    let kept = |log: &Log| log.records(Lsn(0)).map(|record| record.unwrap().lsn).collect::<Vec<_>>();
+    let before: Vec<_> = places[..4].iter().map(|place| place.lsn).collect();
+    assert_eq!(kept(&log), before);
+    drop(log);
+    assert_eq!(kept(&open_log(&disk, 3, Lsn(0)).unwrap().0), before);
+}
+
+#[test]
+fn a_log_is_cut_before_a_record_that_its_owner_cannot_use() {
+    for number in 0..12 {
+        let (disk, places) = log_of_twelve(true);
+        let (floor, unusable) = (Some(places[0].lsn), Some(places[number].lsn));
+        let (log, _) = Log::open_cut(Arc::new(disk.clone()), options(2), floor, unusable).unwrap();
+        let kept = |log: &Log| log.records(Lsn(0)).map(|record| record.unwrap().lsn).collect::<Vec<_>>();
+        let before: Vec<_> = places[..number].iter().map(|place| place.lsn).collect();
+        assert_eq!(kept(&log), before);
+        let writer = inline(log);
+        let next = put(&writer, 50, 100);
+        writer.close().unwrap();
+        let (log, found) = open_log(&disk, 3, places[0].lsn).unwrap();
+        assert_eq!(kept(&log), [before, vec![next.lsn]].concat());
+        assert_eq!(found.damage, None);
     }
 }
 

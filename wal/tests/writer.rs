@@ -91,7 +91,7 @@ fn one_sync_answers_all_who_asked() {
     let log = Log::open(
         Arc::new(disk.clone()),
         Options { segment_bytes: 1 << 20, log_bytes_max: 8 << 20, tag: [1; 32] },
-        Lsn(0),
+        None,
     );
     let watched = Watched::start(log.unwrap().0, Mode::Thread);
     let before = disk.counts();
@@ -237,7 +237,7 @@ fn a_large_trim_leaves_few_spares() {
 fn a_queue_that_the_disk_does_not_drain_is_bounded() {
     let disk = SimDisk::new();
     let options = Options { segment_bytes: 4 << 20, log_bytes_max: 1 << 30, tag: [1; 32] };
-    let (log, _) = Log::open(Arc::new(disk), options, Lsn(0)).unwrap();
+    let (log, _) = Log::open(Arc::new(disk), options, None).unwrap();
     // The log thread stands still while this is held.
     let gate = Arc::new(Mutex::new(()));
     let inner = Arc::clone(&gate);
@@ -399,7 +399,7 @@ fn what_is_not_written_cannot_be_read() {
 fn impossible_options_are_refused() {
     for (segment_bytes, log_bytes_max) in [(0, 0), (4095, 1 << 20), (4096, 8191), (u64::MAX, u64::MAX)] {
         let options = Options { segment_bytes, log_bytes_max, tag: [0; 32] };
-        let error = Log::open(Arc::new(SimDisk::new()), options, Lsn(0)).unwrap_err();
+        let error = Log::open(Arc::new(SimDisk::new()), options, None).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
     }
 }
@@ -462,7 +462,7 @@ fn a_real_folder_does_as_the_simulated_one() {
     let disk: Arc<dyn Disk> = Arc::new(Folder::open(temporary.path().join("wal")).unwrap());
     let mut floor = Lsn(0);
     for tenure in 0..3 {
-        let (log, scan) = Log::open(Arc::clone(&disk), options(tenure), floor).unwrap();
+        let (log, scan) = Log::open(Arc::clone(&disk), options(tenure), Some(floor)).unwrap();
         assert_eq!(scan.records, if tenure == 0 { 0 } else { 5 });
         let watched = Watched::start(log, Mode::Thread);
         let mut ends = Vec::new();

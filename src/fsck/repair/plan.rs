@@ -234,7 +234,7 @@ impl Plan {
         };
         let keys = format!("level {}, keys {} to {end}", page.level, page.first_key);
         let text = format!("{}: a page of {map} ({keys}) has no whole copy", FrameAt::from(&page.frame));
-        self.left.push(Left { text, remedy: Remedy::Recover });
+        self.left.push(Left { text, remedy: Remedy::FallBack });
     }
 
     /// Blocks that it writes anew, and blocks that it marks as lost.

@@ -17,8 +17,9 @@ pub(crate) fn options(tag: u8) -> Options {
     Options { segment_bytes: SEGMENT_BYTES, log_bytes_max: 8 * SEGMENT_BYTES, tag: [tag; 32] }
 }
 
+/// Above `floor`; 0 stands for what the log itself calls trimmed.
 pub(crate) fn open_log(disk: &SimDisk, tag: u8, floor: Lsn) -> Result<(Log, Scan), WalError> {
-    Log::open(Arc::new(disk.clone()), options(tag), floor)
+    Log::open(Arc::new(disk.clone()), options(tag), Some(floor).filter(|floor| floor.0 > 0))
 }
 
 pub(crate) fn inline(log: Log) -> Writer {

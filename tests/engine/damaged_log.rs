@@ -1,0 +1,164 @@
+//! Logs of which a part is damaged, or was trimmed for a bucket that is gone: what is certain is had, the rest is named.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use s3bd::{
+    nbd::Device,
+    volume::{
+        error::VolumeError,
+        open::{Agreed, Repair, inspect},
+        replay::LogFault,
+    },
+};
+use wal::disk::sim::Prng;
+
+use crate::{
+    bad_days::{History, content, damage_record, flip_record, with_a_fenced_writer, with_a_log_of},
+    host::{Disks, env, unlock},
+    rescue::{Elsewhere, wanted},
+    rig::WHATEVER,
+};
+
+const ROLLBACK: Agreed = Agreed { takeover: true, rollback: true, discard: false };
+
+/// A bucket that was put back to its state before the last three cuts of a host, which had published `before` others in the
+/// same tenure; with another tenure in its log, which calls all of them trimmed.
+async fn rolled_back(seed: u64, before: usize) -> (History, Disks) {
+    let mut history = History::of_cuts(seed, 2).await;
+    let disks = history.rig.hosts[0].clone();
+    let mut old = history.memory().snapshot();
+    let (volume, _) = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap();
+    let mut prng = Prng::new(seed);
+    for _ in 0..before {
+        history.cut(&volume, &mut prng).await;
+        old = history.memory().snapshot();
+    }
+    for _ in 0..3 {
+        history.cut(&volume, &mut prng).await;
+    }
+    drop(volume);
+    drop(history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap());
+    history.memory().restore(old);
+    (history, disks)
+}
+
+#[tokio::test(start_paused = true)]
+async fn damage_below_what_the_log_calls_trimmed_is_found_over_an_older_bucket() {
+    let (mut history, disks) = rolled_back(200, 1).await;
+    let (volume, report) = history.open(&disks, ROLLBACK, &Repair::default()).await.unwrap();
+    assert_eq!(report.replayed.records, 9);
+    assert!(content(&volume).await == history.images[6]);
+    drop(volume);
+
+    let (mut history, disks) = rolled_back(200, 1).await;
+    let scan = wal::scan(&disks.wal).unwrap();
+    let writes: Vec<_> =
+        scan.records(scan.start).map(Result::unwrap).filter(|record| record.kind == 1).collect();
+    flip_record(&disks, writes[writes.len() - 4].lsn.0);
+    let refused = history.open(&disks, ROLLBACK, &Repair::default()).await.unwrap_err();
+    let VolumeError::LogDamaged(damage) = &refused else { panic!("{refused}") };
+    assert_eq!((damage.before.records, damage.beyond.records), (5, 3), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_damaged_log_that_was_overtaken_what_is_before_the_damage_is_rescued() {
+    let mut history = with_a_log_of(30).await;
+    let disks = history.rig.hosts[0].clone();
+    let (volume, _) = history.open(&Disks::new(), WHATEVER, &Repair::default()).await.unwrap();
+    volume.close().await.unwrap();
+    let whole = disks.snapshot();
+    damage_record(&disks, 7);
+    let mut new = Elsewhere::new();
+    let rescued = new.rescue(&history).await.unwrap();
+    assert_eq!((rescued.replayed.records, rescued.replayed.bytes), (7, 7 * 512));
+    let damage = rescued.damage.unwrap();
+    assert_eq!((damage.before.records, damage.beyond.records, damage.blocks[0].block), (7, 22, 64));
+    let mut wanted = history.images[2].clone();
+    (0..7).for_each(|step| wanted[step * 4096..][..512].fill(step as u8 + 1));
+    assert!(new.content().await == wanted);
+    // Where nothing is certain, no volume is made of it.
+    history.rig.hosts[0] = whole;
+    damage_record(&history.rig.hosts[0], 0);
+    let refused = Elsewhere::new().rescue(&history).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::LogUncounted { .. }), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_fenced_host_held_is_rescued_although_the_newest_manifest_is_damaged() {
+    let history = with_a_fenced_writer(210, 2).await;
+    let newest = history.names("manifests/").pop().unwrap();
+    history.damage(&newest, 3);
+    let mut new = Elsewhere::new();
+    let rescued = new.rescue(&history).await.unwrap();
+    assert_eq!((rescued.replayed.records, rescued.damage.is_some()), (1, false));
+    assert!(new.content().await == wanted(&history));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_whose_base_is_gone_with_an_older_bucket_is_not_called_empty() {
+    // Another host went on from a state in which this one had not written yet.
+    let mut history = History::of_cuts(220, 0).await;
+    let old = history.memory().snapshot();
+    let disks = history.rig.hosts[1].clone();
+    history.rig.hosts.swap(0, 1);
+    let (volume, _) = history.open(&disks, WHATEVER, &Repair::default()).await.unwrap();
+    let mut prng = Prng::new(221);
+    for _ in 0..3 {
+        history.cut(&volume, &mut prng).await;
+    }
+    volume.close().await.unwrap();
+    history.memory().restore(old);
+    let (volume, _) = history.open(&Disks::new(), WHATEVER, &Repair::default()).await.unwrap();
+    volume.close().await.unwrap();
+    let refused = history.open(&disks, ROLLBACK, &Repair::default()).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::Diverged { records: 9, has_base: false, .. }), "{refused}");
+    assert!(!refused.to_string().contains("--rescue-to"), "{refused}");
+    let refused = Elsewhere::new().rescue(&history).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::NoBase { records: 9, .. }), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_lacks_what_an_older_bucket_needs_is_not_called_empty() {
+    // The tenure that the older bucket goes up to is not in the log any more.
+    let (mut history, disks) = rolled_back(230, 0).await;
+    let refused = history.open(&disks, ROLLBACK, &Repair::default()).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::Diverged { records: 9, has_base: false, .. }), "{refused}");
+    let refused = Elsewhere::new().rescue(&history).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::NoBase { records: 9, .. }), "{refused}");
+    history.open(&disks, Agreed { discard: true, ..ROLLBACK }, &Repair::default()).await.unwrap();
+}
+
+/// Appends a record that is whole to the log, and that no seal of the volume opens.
+fn append_foreign(disks: &Disks) {
+    let options = wal::Options { segment_bytes: 1 << 20, log_bytes_max: 64 << 20, tag: [7; 32] };
+    let (log, _) = wal::Log::open(Arc::new(disks.wal.clone()), options, None).unwrap();
+    let writer = wal::Writer::start(log, Box::new(wal::PlainSeal), Box::new(|_| {}), wal::Mode::Inline);
+    writer.append(1, &[0; 64], Bytes::from_static(&[1; 700])).unwrap();
+    writer.close().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_does_not_open_ends_the_log_with_its_users_word_alone() {
+    let mut history = with_a_log_of(30).await;
+    let disks = history.rig.hosts[0].clone();
+    append_foreign(&disks);
+    let refused = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap_err();
+    let VolumeError::LogDamaged(damage) = &refused else { panic!("{refused}") };
+    assert!(matches!(damage.fault, LogFault::Unusable { kind: 1, .. }), "{refused}");
+    assert_eq!((damage.joins, damage.before.records), (true, 30));
+    assert!(refused.to_string().contains("s3bd recover"), "{refused}");
+
+    let repair = Repair { cut_log: true, ..Repair::default() };
+    let looking = env(history.rig.store.clone(), &disks, 600, "looking");
+    let said = inspect(&looking, &unlock(&looking).await, Agreed::default(), &repair).await.unwrap();
+    assert_eq!(said.replayed.records, 30);
+    let (volume, report) = history.open(&disks, Agreed::default(), &repair).await.unwrap();
+    assert_eq!(report.replayed.records, 30);
+    let wanted = content(&volume).await;
+    volume.write(0, Bytes::from_static(&[9; 512]), false).await.unwrap();
+    volume.flush().await.unwrap();
+    drop(volume);
+    let (volume, _) = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap();
+    assert!(content(&volume).await == [&[9; 512][..], &wanted[512..]].concat(), "a log like any other");
+}
