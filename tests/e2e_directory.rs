@@ -47,6 +47,10 @@ e2e::claims! {
         status_says_how_far_behind_the_bucket_is_and_sync_brings_it_up,
         a_killed_servers_control_socket_is_nobody_and_the_next_one_answers,
         a_fenced_server_says_by_whom_and_cannot_sync;
+    clones:
+        a_clone_shares_what_its_origin_holds_and_each_goes_its_own_way,
+        a_full_clone_depends_on_nothing,
+        what_cannot_be_cloned_is_named_and_leaves_nothing;
     resize:
         a_volume_is_resized_while_clients_write,
         ext4_goes_on_while_its_volume_grows_and_shrinks_with_it;

@@ -42,6 +42,10 @@ e2e::claims! {
         a_fenced_server_says_by_whom_and_cannot_sync,
         status_tells_that_the_store_is_away_and_sync_waits_for_it,
         of_two_stores_with_a_bucket_of_one_name_the_right_server_is_asked;
+    clones:
+        a_clone_shares_what_its_origin_holds_and_each_goes_its_own_way,
+        a_full_clone_depends_on_nothing,
+        what_cannot_be_cloned_is_named_and_leaves_nothing;
     resize:
         a_volume_is_resized_while_clients_write,
         ext4_goes_on_while_its_volume_grows_and_shrinks_with_it;

@@ -3,6 +3,7 @@
 //! Results go to standard output, everything else to standard error. An error is one line, `s3bd: …`, and an exit code
 //! that says what to do about it ([`exit`]).
 
+mod clone;
 mod confirm;
 mod diff;
 mod exit;
@@ -82,6 +83,8 @@ enum Command {
     /// Take, list, delete and rename snapshots of a volume.
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
+    /// Make a writable volume of a snapshot, which shares its blocks, or with --full a copy.
+    Clone(Box<clone::Clone>),
     /// Say how the open server of a volume on this host does, and how far behind its bucket is.
     Status(status::Status),
     /// Wait until everything that the open server on this host has acknowledged is in the bucket.
@@ -121,6 +124,7 @@ pub fn main() -> ExitCode {
             Command::Key(command) => command.run().await,
             Command::Resize(command) => command.run().await,
             Command::Snapshot(command) => command.run().await,
+            Command::Clone(command) => command.run().await,
             Command::Status(command) => command.run().await,
             Command::Sync(command) => command.run().await,
         }

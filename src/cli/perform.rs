@@ -14,9 +14,12 @@ use super::{
 };
 use crate::{
     control::{Answer, Progress, Request, Resized, client::Client},
+    format::manifest::Snapshot,
     seal::frame::Compression,
     volume::{
+        bucket::Bucket,
         core::Core,
+        env::Env,
         error::VolumeError,
         open::{Agreed, open},
         resize::{Mapped, check_size},
@@ -35,13 +38,19 @@ pub(super) async fn perform(core: &Arc<Core>, request: &Request) -> Option<Resul
         Request::SnapshotCreate { name } => Change::Take(name),
         Request::SnapshotDelete { name } => Change::Delete(name),
         Request::SnapshotRename { name, to } => Change::Rename { from: name, to },
+        Request::SnapshotPin { name, clone } => return Some(told(core.pin(name.as_deref(), clone).await)),
+        Request::SnapshotCreateFor { copy } => return Some(told(core.take_for_clone(&copy).await)),
         Request::SnapshotList => return Some(list_snapshots(core).await),
         Request::Resize { from_bytes, size_bytes, dry_run } => {
             return Some(resize(core, from_bytes, size_bytes, dry_run).await.map(Answer::Resized));
         }
         Request::Hello | Request::Status | Request::Sync => return None,
     };
-    Some(core.change(change).await.map(|snapshot| Answer::Snapshot((&snapshot).into())))
+    Some(told(core.change(change).await))
+}
+
+fn told(done: Result<Snapshot, VolumeError>) -> Result<Answer, VolumeError> {
+    done.map(|snapshot| Answer::Snapshot((&snapshot).into()))
 }
 
 /// A new size, or what it would discard; who is connected is for the server to say.
@@ -85,7 +94,23 @@ impl Target {
     ) -> anyhow::Result<Answer> {
         match self.find_server().await? {
             Some(server) => self.ask(server, &request, show).await,
-            None => self.perform_alone(secret, &request).await,
+            None => {
+                let (outside, bucket) = self.unlock(secret).await?;
+                self.perform_alone(outside.env, bucket, &request).await
+            }
+        }
+    }
+
+    /// The same for a volume that was unlocked.
+    pub(super) async fn perform_unlocked(
+        &self,
+        env: &Env,
+        bucket: &Bucket,
+        request: &Request,
+    ) -> anyhow::Result<Answer> {
+        match self.find_server().await? {
+            Some(server) => self.ask(server, request, |_| ()).await,
+            None => self.perform_alone(env.clone(), bucket.clone(), request).await,
         }
     }
 
@@ -99,13 +124,12 @@ impl Target {
         server.ask(request, show).await.with_context(|| self.name())
     }
 
-    async fn perform_alone(&self, secret: &SecretArgs, request: &Request) -> anyhow::Result<Answer> {
+    async fn perform_alone(&self, env: Env, bucket: Bucket, request: &Request) -> anyhow::Result<Answer> {
         let name = self.name();
-        let (outside, bucket) = self.unlock(secret).await?;
         let compression = Compression::of(bucket.header.compression);
         let settings = Settings { compression, ..Settings::default() };
         let (volume, report) =
-            open(outside.env, bucket, settings, Agreed::default()).await.with_context(|| name.clone())?;
+            open(env, bucket, settings, Agreed::default()).await.with_context(|| name.clone())?;
         if !report.was_clean {
             let found = if report.has_log {
                 describe_replay(&report.replayed)

@@ -98,12 +98,16 @@ impl Target {
 
     /// The volume's location as its server calls it: with the whole path of a directory.
     pub(super) fn identity(&self) -> String {
+        self.whole().to_string()
+    }
+
+    fn whole(&self) -> Location {
         let mut location = self.location.clone();
         if let Backend::Directory(path) = &mut location.backend {
             let whole = std::fs::canonicalize(&*path).or_else(|_| std::path::absolute(&*path));
             *path = whole.unwrap_or_else(|_| path.clone());
         }
-        location.to_string()
+        location
     }
 
     /// Whether requests to the store are paid for one by one.
@@ -140,6 +144,21 @@ impl Target {
                 self.location
             ))),
         }
+    }
+
+    /// The volume, whether a snapshot of it is named or not.
+    pub(super) fn without_snapshot(&self) -> Self {
+        self.at(Location { snapshot: None, ..self.location.clone() })
+    }
+
+    /// The volume's name without its bucket.
+    pub(super) fn volume(&self) -> &str {
+        &self.location.volume
+    }
+
+    /// Whether another volume is in the same bucket or directory.
+    pub(super) fn is_beside(&self, other: &Self) -> bool {
+        self.whole().backend == other.whole().backend
     }
 
     /// The name of the snapshot, where one is named.

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Progress, Status};
-use crate::volume::{info::SnapshotInfo, usage::SnapshotUsage};
+use crate::{
+    format::manifest::CloneRef,
+    volume::{info::SnapshotInfo, usage::SnapshotUsage},
+};
 
 /// The version of this protocol.
 pub const VERSION: u64 = 1;
@@ -47,6 +50,18 @@ pub enum Request {
         name: String,
         /// What it is to be called.
         to: String,
+    },
+    /// Keep a snapshot for a clone.
+    SnapshotPin {
+        /// Its name; none: take one now.
+        name: Option<String>,
+        /// The clone.
+        clone: CloneRef,
+    },
+    /// Take a snapshot for a copy of this name.
+    SnapshotCreateFor {
+        /// The copy's name in the bucket.
+        copy: String,
     },
     /// Which snapshots are there, and what do they hold?
     SnapshotList,

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     format::{
         ids::{Epoch, VolumeId},
-        manifest::{CloneRef, Inherited, Manifest, Owner, Roots, Snapshot, Totals},
+        manifest::{CloneRef, Inherited, Manifest, Owner, Roots, Totals},
         names,
         slot::Argon2,
     },
@@ -62,8 +62,8 @@ pub async fn begin(env: &Env, origin: &Bucket, new: &NewClone<'_>) -> Result<Beg
     let volume = VolumeId(random_bytes(&*env.random));
     let (block_bytes, compression) = (origin.block_bytes(), origin.header.compression);
     let Fresh { bucket, header_bytes, master } = fresh(env, volume, block_bytes, compression, new.secret)?;
-    let put =
-        env.store.put(names::HEADER_UNFINISHED, std::slice::from_ref(&header_bytes), PutMode::Create).await?;
+    let body = std::slice::from_ref(&header_bytes);
+    let put = env.store.put(names::HEADER_UNFINISHED, body, PutMode::Create).await?;
     // A store without conditional puts says Created to both of two commands: the last one goes on.
     if put == Put::Exists || get_unfinished(env).await?.as_ref() != Some(&header_bytes) {
         return Err(VolumeError::Unfinished);
@@ -95,8 +95,8 @@ impl Begun {
         Ok(())
     }
 
-    /// Steps (4) to (6), after `snapshot` of `origin`, which is called `origin_name` in the bucket and whose manifest is
-    /// `pinned`, was pinned. On `Ok` the clone is a volume, closed.
+    /// Steps (4) to (6), after a snapshot of `origin`, which is called `origin_name` in the bucket, was pinned: that of the
+    /// manifest `pinned`. On `Ok` the clone is a volume, closed.
     ///
     /// # Errors
     /// `Exists` where another volume was made under the name at the same moment, and what the store refuses.
@@ -138,19 +138,4 @@ impl Begun {
             ..first_manifest(&self.env, &self.bucket, epoch, pinned.size_bytes)
         }
     }
-}
-
-/// The manifest that a snapshot pins.
-///
-/// # Errors
-/// `NoManifest` where it is gone, damage, and what the store refuses.
-pub async fn pinned_manifest(origin: &Bucket, snapshot: &Snapshot) -> Result<Published, VolumeError> {
-    let pinned = origin.load_manifest(snapshot.generation, snapshot.epoch).await?;
-    pinned.ok_or_else(|| VolumeError::NoManifest {
-        detail: format!(
-            "{}, which snapshot {:?} pins, is missing",
-            names::manifest(snapshot.generation, snapshot.epoch),
-            snapshot.name
-        ),
-    })
 }

@@ -298,10 +298,18 @@ pub async fn open_snapshot_alone(
     name: &str,
 ) -> Result<Volume, VolumeError> {
     let local = env.local.open(bucket.header.volume).map_err(VolumeError::local("state directory"))?;
-    let newest = bucket.newest_manifest().await?;
-    let table = SnapshotTable::load(&bucket, &newest.manifest).await?;
-    let pinned = pinned_manifest(&bucket, table.get(name)?).await?;
+    let pinned = manifest_of_snapshot(&bucket, name).await?;
     read_only_at(env, bucket, settings, &pinned, local).await
+}
+
+/// The manifest that the snapshot of this name pins.
+///
+/// # Errors
+/// `NoSnapshot`, damage, and what the store refuses.
+pub async fn manifest_of_snapshot(bucket: &Bucket, name: &str) -> Result<Published, VolumeError> {
+    let newest = bucket.newest_manifest().await?;
+    let table = SnapshotTable::load(bucket, &newest.manifest).await?;
+    pinned_manifest(bucket, table.get(name)?).await
 }
 
 /// The manifest that a snapshot pins.

@@ -96,7 +96,7 @@ impl Core {
         let mut released = Vec::new();
         for clone in pins {
             if is_stale(&self.bucket, &clone).await? {
-                self.change(Change::Release(clone.volume)).await?;
+                self.change_once(Change::Release(clone.volume)).await?;
                 released.push(clone);
             }
         }

@@ -229,7 +229,7 @@ impl Core {
         match self.change_once(change.clone()).await {
             // Of clones that are gone, nobody tells.
             Err(VolumeError::SnapshotInUse { name, .. })
-                if !Box::pin(self.release_stale(Some(&name))).await?.is_empty() =>
+                if !self.release_stale(Some(&name)).await?.is_empty() =>
             {
                 self.change_once(change).await
             }
@@ -237,7 +237,7 @@ impl Core {
         }
     }
 
-    async fn change_once(&self, change: Change) -> Result<Snapshot, VolumeError> {
+    pub(super) async fn change_once(&self, change: Change) -> Result<Snapshot, VolumeError> {
         let (done, answer) = oneshot::channel();
         self.log()?;
         {

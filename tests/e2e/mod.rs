@@ -5,6 +5,7 @@
 pub(crate) mod bad_days;
 pub(crate) mod buckets;
 pub(crate) mod clients;
+pub(crate) mod clones;
 pub(crate) mod control;
 pub(crate) mod crash;
 pub(crate) mod damage;

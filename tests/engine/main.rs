@@ -4,6 +4,7 @@ mod bad_days;
 mod basic;
 mod bucket_prefix;
 mod buckets;
+mod clones;
 mod cost;
 mod crash_points;
 mod damaged_log;
