@@ -49,6 +49,7 @@ pub mod snapshots;
 pub mod state;
 pub mod status;
 mod survey;
+mod upload;
 pub mod waiters;
 pub mod walk;
 pub mod write;
