@@ -94,6 +94,8 @@ pub enum ObjectChange {
     New(ObjectInfo),
     /// The maps let go of this many bytes of plaintext in it.
     Freed(u64),
+    /// It was deleted: its entry goes.
+    Deleted,
 }
 
 /// Changes of the object table by one checkpoint.
@@ -113,6 +115,8 @@ impl ObjectChanges {
         match self.changes.entry(sequence).or_insert(ObjectChange::Freed(0)) {
             ObjectChange::New(info) => release(info, bytes, self.epoch),
             ObjectChange::Freed(freed) => *freed += bytes,
+            // Nothing of it was named any more.
+            ObjectChange::Deleted => {}
         }
     }
 }
@@ -160,6 +164,9 @@ impl Changes for ObjectChanges {
                     if let Some(info) = entries.get_mut(sequence) {
                         release(info, *bytes, self.epoch);
                     }
+                }
+                ObjectChange::Deleted => {
+                    entries.remove(sequence);
                 }
             }
         }

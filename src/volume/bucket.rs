@@ -18,7 +18,7 @@ use crate::{
         codec,
         envelope::Content,
         header::Header,
-        ids::{Epoch, Generation, ObjectRef},
+        ids::{Epoch, Generation, ObjectRef, Sequence},
         index::Index,
         manifest::{Digest, ListedObject, Manifest, ManifestLink},
         names, object,
@@ -271,6 +271,52 @@ impl Bucket {
         }
         let index = self.open_index(reference, &tail.bytes, tail.object_bytes)?;
         Ok(NewObject { listed, object: reference, index: Arc::new(index) })
+    }
+
+    /// Reads header and index of an object of this volume of which nothing is known but its name.
+    pub async fn explain(
+        &self,
+        generation: Generation,
+        sequence: Sequence,
+    ) -> Result<NewObject, VolumeError> {
+        whole(|| self.explain_once(generation, sequence)).await
+    }
+
+    pub(super) async fn explain_once(
+        &self,
+        generation: Generation,
+        sequence: Sequence,
+    ) -> Result<NewObject, VolumeError> {
+        let name = &names::object(generation, sequence);
+        let get = async |range| match self.store.get(name, range).await {
+            Ok(got) => Ok(got),
+            Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => {
+                Err(VolumeError::MissingObject { name: name.clone() })
+            }
+            Err(error) => Err(error.into()),
+        };
+        let head = get(Range::Part { offset: 0, length: object::HEADER_BYTES as u64 }).await?;
+        let found = object::decode_header(&head.bytes).map_err(|error| VolumeError::damaged(name, error))?;
+        if (found.owner, found.generation, found.sequence) != (self.header.volume, generation, sequence) {
+            return Err(VolumeError::damaged(name, SealError::Broken));
+        }
+        let foot = get(Range::Suffix { length: object::FOOTER_BYTES as u64 }).await?;
+        let footer = object::Footer::decode(&foot.bytes, foot.object_bytes);
+        let footer = footer.map_err(|error| VolumeError::damaged(name, error))?;
+        let length = u64::from(footer.index_bytes) + object::FOOTER_BYTES as u64;
+        let tail = get(Range::Suffix { length }).await?;
+        let index = self.open_index(found, &tail.bytes, tail.object_bytes)?;
+        let sealed = &tail.bytes[..tail.bytes.len().saturating_sub(object::FOOTER_BYTES)];
+        let listed = ListedObject {
+            generation,
+            sequence,
+            salt: found.salt,
+            epoch: index.epoch,
+            bytes: tail.object_bytes,
+            index_bytes: footer.index_bytes,
+            digest: digest(sealed),
+        };
+        Ok(NewObject { listed, object: found, index: Arc::new(index) })
     }
 
     /// Opens the index in the last bytes of an object.

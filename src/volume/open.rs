@@ -16,9 +16,11 @@ use super::{
     base::Base,
     bucket::{Bucket, Published},
     claims,
+    collect::Shared,
     core::{Core, Progress},
     env::{Env, Local, random_bytes},
     error::VolumeError,
+    follow::is_gone,
     frames::Frames,
     layer::Layer,
     log::Log,
@@ -170,6 +172,13 @@ pub async fn open_repaired(
     if repair.hold_cuts {
         core.hold_cuts();
     }
+    let age_ms = core.env.clock.now_ms().saturating_sub(newest.manifest.time_ms);
+    *core.collecting() = Shared::new(
+        first.manifest.epoch,
+        first.manifest.roots.epoch,
+        first.manifest.oldest_kept,
+        std::time::Duration::from_millis(age_ms),
+    );
     let core = Arc::new(core);
     core.published.advance(position);
     let name = first.link;
@@ -222,8 +231,22 @@ pub async fn inspect(
 /// Opens the newest epoch for reading. Claims nothing, and uses the cache on disk where no writer on this host has it.
 pub async fn open_read_only(env: Env, bucket: Bucket, settings: Settings) -> Result<Volume, VolumeError> {
     let local = env.local.open(bucket.header.volume).map_err(VolumeError::local("state directory"))?;
-    let newest = bucket.newest_manifest().await?;
-    read_only_at(env, bucket, settings, &newest, local).await
+    let mut newest = bucket.newest_manifest().await?;
+    let delta = loop {
+        match load_delta(&bucket, &newest.manifest).await {
+            // Collected while it was read: then there is a newer one.
+            Err(error) if is_gone(&error) => {
+                let before = std::mem::replace(&mut newest, bucket.newest_manifest().await?);
+                if before.link == newest.link {
+                    return Err(error);
+                }
+            }
+            delta => break delta?,
+        }
+    };
+    let mut core = read_only_core(env, bucket, settings, &newest, delta, local.as_ref());
+    core.following = Some(tokio::sync::Mutex::default());
+    Ok(Volume::new(Arc::new(core), None, watch::channel(false).0, local))
 }
 
 /// Opens an epoch for reading.
@@ -234,8 +257,20 @@ pub(super) async fn read_only_at(
     epoch: &Published,
     local: Option<Local>,
 ) -> Result<Volume, VolumeError> {
+    let delta = load_delta(&bucket, &epoch.manifest).await?;
+    let core = read_only_core(env, bucket, settings, epoch, delta, local.as_ref());
+    Ok(Volume::new(Arc::new(core), None, watch::channel(false).0, local))
+}
+
+fn read_only_core(
+    env: Env,
+    bucket: Bucket,
+    settings: Settings,
+    epoch: &Published,
+    delta: Delta,
+    local: Option<&Local>,
+) -> Core {
     let Published { manifest, .. } = epoch;
-    let delta = load_delta(&bucket, manifest).await?;
     let state = State {
         active: Layer::default(),
         active_since: None,
@@ -250,12 +285,12 @@ pub(super) async fn read_only_at(
         closing: false,
         fault: None,
     };
-    let cache = local.as_ref().map(|local| open_cache(&env, local, &settings));
+    let cache = local.map(|local| open_cache(&env, local, &settings));
     let frames = Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, cache);
     let payloads = Arc::new(PayloadMemory::new(0));
     let core = Core::new(env, bucket, settings, frames, None, payloads, state);
     core.progress.send_replace(progress(epoch, Lsn(0)));
-    Ok(Volume::new(Arc::new(core), None, watch::channel(false).0, local))
+    core
 }
 
 /// Says of a damaged log what it still holds.

@@ -35,23 +35,23 @@ use super::{
     bucket::Published,
     checkpoint::{self, Checkpoint},
     claims::{self, Tenure},
+    collect::{self, News},
     core::{Core, Progress},
     earlier::Rebased,
     env::random_bytes,
     error::VolumeError,
-    layer::Layer,
     local,
+    moves::Offer,
     object::CutFacts,
-    pack::{self, ObjectPlan},
     record,
     snapshots::{Pending, SnapshotTable, Taken},
-    state::Frozen,
-    upload::upload_cut,
+    state::{Frozen, State},
+    upload::{Upload, Uploaded, upload_cut},
 };
 use crate::{
     format::{
         envelope::Content,
-        ids::{Epoch, Generation, LogPosition, ObjectRef, Sequence},
+        ids::{Epoch, Generation, LogPosition, Sequence},
         local::{SEEN, Seen},
         manifest::{Manifest, Snapshot, SnapshotChange, Totals},
         names,
@@ -63,6 +63,10 @@ use crate::{
 const CUTS_MAX: usize = 2;
 /// Manifests that stay behind the newest: enough to fall back on, and to find where a log left the line.
 const MANIFESTS_KEPT: usize = 16;
+/// Objects' worth of data in the delta that is worth a checkpoint where it is a share of the volume: so the garbage that only a
+/// checkpoint finds stays a share of the volume, too.
+const DELTA_OBJECTS_MIN: u64 = 2;
+const DELTA_SHARE: u64 = 8;
 /// How often a log that found no room on its disk looks again: often enough for those who wait, and no load.
 const LOG_ROOM_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -74,7 +78,11 @@ struct Cut {
     size_bytes: u64,
     /// Whether it has objects with data.
     layered: bool,
-    objects: Task<Vec<NewObject>>,
+    /// Whether a client wrote anything of it.
+    written: bool,
+    objects: Task<Uploaded>,
+    /// Who waits for what it moves.
+    moved: Option<oneshot::Sender<u64>>,
 }
 
 /// Owns the line of manifests of one tenure.
@@ -97,6 +105,10 @@ pub struct Publisher {
     /// The volume is closing, and its last checkpoint could not be written.
     checkpoint_given_up: bool,
     log_full: bool,
+    /// Since when nobody has written.
+    quiet_since: Instant,
+    /// Collects garbage while there is a publisher.
+    collector: Option<Task<()>>,
     closing: watch::Receiver<bool>,
     state_disk: Arc<dyn wal::disk::Disk>,
 }
@@ -109,7 +121,7 @@ struct Changed {
 }
 
 enum Event {
-    Uploaded(Result<Vec<NewObject>, VolumeError>),
+    Uploaded(Result<Uploaded, VolumeError>),
     Checkpointed(Box<Result<Checkpoint, VolumeError>>),
     Look,
     /// The log waits for room on its disk; or it is time to look whether there is some.
@@ -152,6 +164,8 @@ impl Publisher {
             checkpoint_after: 0,
             checkpoint_given_up: false,
             log_full: false,
+            quiet_since: Instant::now(),
+            collector: None,
             kept,
             closing,
             state_disk,
@@ -160,6 +174,8 @@ impl Publisher {
 
     /// Publishes until the volume is closed, or cannot go on; then everybody who waits is told why.
     pub async fn run(mut self) -> Result<(), VolumeError> {
+        let (core, tenure) = (Arc::clone(&self.core), self.tenure);
+        self.collector = Some(Task::spawn(async move { collect::run(core, tenure).await }));
         let result = self.serve().await;
         if let Err(error) = &result {
             self.core.fail(error.clone());
@@ -178,6 +194,7 @@ impl Publisher {
                 // Before the look at what is to be cut: nothing comes after the last cut.
                 self.core.state_mut().closing = true;
             }
+            self.tidy();
             if self.is_cut_due() {
                 self.core.state_mut().close_cut();
             }
@@ -209,11 +226,10 @@ impl Publisher {
 
     /// The state goes on with earlier maps: so do the totals of the manifests to come.
     fn take_rebased(&mut self) {
-        if let Some(Rebased { mapped_blocks, dropped }) = self.core.rebased().take() {
+        if let Some(Rebased { mapped_blocks, known }) = self.core.rebased().take() {
             let totals = &mut self.newest.manifest.totals;
             totals.mapped_blocks = mapped_blocks;
-            totals.objects = totals.objects.saturating_sub(dropped.0);
-            totals.object_bytes = totals.object_bytes.saturating_sub(dropped.1);
+            (totals.objects, totals.object_bytes) = known;
         }
     }
 
@@ -226,7 +242,7 @@ impl Publisher {
     }
 
     async fn next_event(&mut self) -> Event {
-        let due = self.cut_due_at();
+        let due = [self.cut_due_at(), self.idle_at()].into_iter().flatten().min();
         let Self { core, cuts, checkpoint, closing, log_full, .. } = self;
         let closing_now = *closing.borrow();
         let uploaded = async {
@@ -282,6 +298,9 @@ impl Publisher {
         if self.checkpointed.is_some() && state.frozen.is_empty() {
             return true;
         }
+        if state.frozen.is_empty() && self.is_collector_waiting(&state) {
+            return true;
+        }
         let Some(since) = state.active_since else { return false };
         *self.closing.borrow()
             || state.active.data_bytes() >= self.core.settings.object_bytes
@@ -308,14 +327,26 @@ impl Publisher {
         while self.cuts.len() < CUTS_MAX {
             let Some(frozen) = self.core.state().frozen.get(self.cuts.len()).cloned() else { return };
             let Frozen { epoch, lsn, size_bytes, layer, .. } = frozen;
-            let layered = !layer.is_empty();
-            let facts = self.facts(epoch, lsn, size_bytes);
-            let plans = if layered { self.plan(&layer) } else { Vec::new() };
+            let written = !layer.is_empty();
+            // One at a time: the next is chosen by what this one leaves.
+            let is_moving = self.cuts.iter().any(|cut| cut.moved.is_some());
+            let takes_none = is_moving || *self.closing.borrow();
+            let offer = if takes_none { None } else { self.core.offers().pop_front() };
+            let (moves, moved) = offer.map(|Offer { moves, done }| (moves, done)).unzip();
+            let layered = written || moves.is_some();
+            let upload = Upload {
+                facts: self.facts(epoch, lsn, size_bytes),
+                layer,
+                moves,
+                has_objects: layered,
+                tenure: self.tenure,
+                sequences: Arc::clone(&self.sequences),
+            };
             if layered {
                 self.data_cut = Some((self.tenure.generation, epoch));
             }
-            let objects = Task::spawn(upload_cut(Arc::clone(&self.core), facts, plans));
-            self.cuts.push_back(Cut { epoch, lsn, size_bytes, layered, objects });
+            let objects = Task::spawn(upload_cut(Arc::clone(&self.core), upload));
+            self.cuts.push_back(Cut { epoch, lsn, size_bytes, layered, written, objects, moved });
         }
     }
 
@@ -331,28 +362,9 @@ impl Publisher {
         }
     }
 
-    fn plan(&self, layer: &Layer) -> Vec<(ObjectRef, ObjectPlan)> {
-        let block_bytes = u64::from(self.core.bucket.block_bytes());
-        let plan = pack::plan(layer, block_bytes, self.core.settings.object_bytes);
-        let first = self.sequences.fetch_add(plan.objects.len() as u64, Ordering::Relaxed);
-        (first..)
-            .map(Sequence)
-            .zip(plan.objects)
-            .map(|(sequence, plan)| (self.object(sequence), plan))
-            .collect()
-    }
-
-    fn object(&self, sequence: Sequence) -> ObjectRef {
-        ObjectRef {
-            owner: self.core.bucket.header.volume,
-            generation: self.tenure.generation,
-            sequence,
-            salt: random_bytes(&*self.core.env.random),
-        }
-    }
-
     /// Publishes a cut whose objects are all uploaded, and a checkpoint with it if one is ready.
-    async fn publish(&mut self, cut: Cut, objects: Vec<NewObject>) -> Result<(), VolumeError> {
+    async fn publish(&mut self, cut: Cut, uploaded: Uploaded) -> Result<(), VolumeError> {
+        let Uploaded { objects, moved_bytes } = uploaded;
         let checkpoint = self.checkpointed.take();
         let pages = checkpoint.iter().flat_map(|checkpoint| &checkpoint.objects).map(|pages| {
             let mut pages = pages.clone();
@@ -361,10 +373,19 @@ impl Publisher {
         });
         let news: Vec<NewObject> = pages.chain(objects).collect();
         let mut manifest = self.manifest(&cut, &news, checkpoint.as_ref());
+        manifest.oldest_kept = self.oldest_kept(&cut);
         let Changed { changes, answers } = self.change_snapshots(&mut manifest);
         self.put(manifest).await?;
+        self.tell_collector(&news, checkpoint.as_ref(), &changes);
         self.apply(&cut, &news, checkpoint, &changes);
         self.settle(cut.lsn).await?;
+        if cut.written {
+            self.quiet_since = Instant::now();
+        }
+        self.core.collect_wanted.notify_one();
+        if let Some(moved) = cut.moved {
+            let _ = moved.send(moved_bytes);
+        }
         for (done, snapshot) in answers {
             // Nobody may be waiting any more.
             let _ = done.send(Ok(snapshot));
@@ -472,10 +493,120 @@ impl Publisher {
         let Totals { objects, object_bytes, .. } = &mut manifest.totals;
         *objects += news.len() as u64;
         *object_bytes += news.iter().map(|new| new.listed.bytes).sum::<u64>();
-        if self.kept.len() >= 2 * MANIFESTS_KEPT {
-            manifest.oldest_kept = self.kept[self.kept.len() - MANIFESTS_KEPT].1;
+        if let Some(Checkpoint { deleted, .. }) = checkpoint {
+            *objects = objects.saturating_sub(deleted.len() as u64);
+            *object_bytes = object_bytes.saturating_sub(deleted.values().sum());
         }
         manifest
+    }
+
+    /// The oldest manifest that the next one keeps: of the newest sixteen, or of the newest two where that gives room back.
+    fn oldest_kept(&self, cut: &Cut) -> Epoch {
+        let oldest = self.newest.manifest.oldest_kept;
+        let kept = if self.is_letting_go(cut) {
+            self.kept.back()
+        } else if self.kept.len() >= 2 * MANIFESTS_KEPT {
+            self.kept.get(self.kept.len() - MANIFESTS_KEPT)
+        } else {
+            None
+        };
+        kept.map_or(oldest, |kept| oldest.max(kept.1))
+    }
+
+    /// Whether manifests are let go as soon as may be.
+    fn is_letting_go(&self, cut: &Cut) -> bool {
+        let is_quiet = !cut.written && self.has_been_quiet();
+        let collecting = self.core.collecting();
+        collecting.pressed || (is_quiet && collecting.held_by_manifests)
+    }
+
+    fn has_been_quiet(&self) -> bool {
+        let is_hurried = self.core.collecting().is_hurried();
+        is_hurried || self.quiet_since.elapsed() >= self.core.settings.gc_idle
+    }
+
+    fn tell_collector(
+        &self,
+        news: &[NewObject],
+        checkpoint: Option<&Checkpoint>,
+        changes: &[SnapshotChange],
+    ) {
+        let manifest = &self.newest.manifest;
+        let pages = news.iter().filter(|new| new.index.parts == 0).map(|new| new.listed.sequence);
+        let told = checkpoint.cloned();
+        let (touched, deleted, moved) =
+            told.map(|told| (told.touched, told.deleted, told.moved)).unwrap_or_default();
+        self.core.collecting().publish(News {
+            epoch: manifest.epoch,
+            roots: manifest.roots.epoch,
+            oldest_kept: manifest.oldest_kept,
+            touched,
+            deleted,
+            moved,
+            page_objects: pages.collect(),
+            unpinned: changes.iter().any(|change| matches!(change, SnapshotChange::Deleted(_))),
+        });
+    }
+
+    /// Whether nobody has written for a while, or somebody waits for the collector.
+    fn is_quiet(&self, state: &State) -> bool {
+        state.active_since.is_none() && state.frozen.is_empty() && self.has_been_quiet()
+    }
+
+    /// When nobody will have written for a while.
+    fn idle_at(&self) -> Option<Instant> {
+        let state = self.core.state();
+        let is_still = state.active_since.is_none() && state.frozen.is_empty();
+        drop(state);
+        let at = self.quiet_since + self.core.settings.gc_idle;
+        (is_still && at > Instant::now()).then_some(at)
+    }
+
+    /// While nobody writes: brings the maps up to date, once, so that the collector sees what can go.
+    fn tidy(&mut self) {
+        let core = Arc::clone(&self.core);
+        let state = core.state();
+        let is_quiet = self.is_quiet(&state);
+        let has_extents = !state.delta.extents.is_empty() || state.checkpointing.is_some();
+        drop(state);
+        let mut collecting = core.collecting();
+        if collecting.set_idle(is_quiet) && is_quiet {
+            collecting.settled = false;
+            core.collect_wanted.notify_one();
+        }
+        let may_begin = self.checkpoint.is_none() && self.checkpointed.is_none() && core.offers().is_empty();
+        if !collecting.settled || !may_begin || *self.closing.borrow() || self.are_cuts_held() {
+            return;
+        }
+        let has_work = has_extents && self.checkpoint_after == 0;
+        let nothing_left = is_quiet && !has_work && !collecting.held_by_manifests;
+        collecting.answer(nothing_left);
+        drop(collecting);
+        if is_quiet && has_work {
+            self.start_checkpoint();
+        }
+    }
+
+    /// Whether a cut is wanted that nobody has written for: to move blocks, or to let manifests go.
+    fn is_collector_waiting(&self, state: &State) -> bool {
+        if *self.closing.borrow() {
+            return false;
+        }
+        let is_still = state.active_since.is_none();
+        let moves = self.core.offers().front().is_some_and(|offer| offer.moves.urgent || is_still);
+        let collecting = self.core.collecting();
+        let is_let_go = is_still && collecting.settled && collecting.held_by_manifests;
+        drop(collecting);
+        moves || (is_let_go && self.is_quiet(state) && state.delta.extents.is_empty())
+    }
+
+    /// Whether the delta has so much that what it hides is a burden, or so many entries wait to be taken out.
+    fn is_garbage_hidden(&self, state: &State) -> bool {
+        let cuts = state.delta.listed.iter().map(|listed| listed.bytes).sum::<u64>();
+        let totals = &self.newest.manifest.totals;
+        let object_bytes = self.core.settings.object_bytes;
+        cuts >= (totals.object_bytes / DELTA_SHARE).max(DELTA_OBJECTS_MIN * object_bytes)
+            || self.core.collecting().is_full()
     }
 
     /// Puts a manifest and checks the claims: on `Ok` it is published.
@@ -542,7 +673,9 @@ impl Publisher {
         let cut_objects = state.delta.cut_objects;
         let due = cut_objects.max(state.delta.snapshots.len())
             >= settings.checkpoint_objects.max(self.checkpoint_after)
-            || (state.delta.extents.len() >= settings.checkpoint_extents && self.checkpoint_after == 0);
+            || (self.checkpoint_after == 0
+                && (state.delta.extents.len() >= settings.checkpoint_extents
+                    || self.is_garbage_hidden(&state)));
         drop(state);
         if due && self.checkpoint.is_none() && self.checkpointed.is_none() {
             self.start_checkpoint();
@@ -562,6 +695,11 @@ impl Publisher {
                 delta
             }
         };
+        let (pages, deleted) = {
+            let collecting = core.collecting();
+            (collecting.pages.clone(), collecting.deleted.clone())
+        };
+        let moved = [core.moving().as_slice(), &pages].concat();
         let job = checkpoint::Job {
             facts: self.facts(delta.epoch, Lsn(self.position.lsn), state.size_bytes),
             delta,
@@ -569,7 +707,8 @@ impl Publisher {
             mapped_blocks: self.newest.manifest.totals.mapped_blocks,
             tenure: self.tenure,
             sequences: Arc::clone(&self.sequences),
-            moved: core.moving().clone(),
+            moved,
+            deleted,
         };
         drop(state);
         self.checkpoint = Some(Task::spawn(async move { checkpoint::run(&core, &job).await }));

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use super::{
     core::Core,
     error::VolumeError,
+    follow::is_gone,
     record::WRITE_HEAD_BYTES,
     state::{Segment, Source, segment},
 };
@@ -29,6 +30,16 @@ pub enum At {
 impl Core {
     /// The segments of `range`, ascending, without gaps. Reads pages where the map is not in memory.
     pub async fn segments(&self, range: Range<u64>, at: At) -> Result<Vec<Segment>, VolumeError> {
+        loop {
+            let version = self.version();
+            match self.segments_once(range.clone(), at).await {
+                Err(error) if is_gone(&error) && self.has_moved_on(version).await? => {}
+                result => return result,
+            }
+        }
+    }
+
+    async fn segments_once(&self, range: Range<u64>, at: At) -> Result<Vec<Segment>, VolumeError> {
         let block_bytes = u64::from(self.bucket.block_bytes());
         let below = match at {
             At::Newest => None,
@@ -62,9 +73,12 @@ impl Core {
     /// A damaged or lost part fails the whole range, and nothing beyond it.
     pub async fn read(&self, range: Range<u64>, at: At) -> Result<Vec<Bytes>, VolumeError> {
         loop {
+            let version = self.version();
             match self.read_once(range.clone(), at).await {
                 // Published, and trimmed from the log, since it was located: now it is in an object.
                 Err(VolumeError::Log(error)) if matches!(*error, wal::WalError::Trimmed { .. }) => {}
+                // Collected since it was located.
+                Err(error) if is_gone(&error) && self.has_moved_on(version).await? => {}
                 result => return result,
             }
         }

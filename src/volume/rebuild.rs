@@ -13,16 +13,13 @@
 //! # Not handled
 //! Snapshots: their table is in pages of manifests that are gone. Cuts whose objects were collected: the line ends there.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::stream::{StreamExt, TryStreamExt};
 
 use super::{
     base::{Base, began_from},
-    bucket::{Bucket, Published, digest},
+    bucket::{Bucket, Published},
     claims,
     env::Env,
     error::{Kind, VolumeError},
@@ -30,14 +27,12 @@ use super::{
 use crate::{
     format::{
         ids::{Epoch, Generation, LogId, Sequence},
-        manifest::{ListedObject, Manifest, ManifestLink, Roots, Totals},
+        manifest::{Manifest, ManifestLink, Roots, Totals},
         names,
-        object::{FOOTER_BYTES, Footer, HEADER_BYTES, decode_header},
         page::Target,
     },
     map::delta::{Delta, NewObject},
-    seal::SealError,
-    store::{ErrorKind, Listed, Range},
+    store::Listed,
 };
 
 /// Objects looked at at once.
@@ -132,49 +127,11 @@ pub async fn rebuild(bucket: &Bucket, env: &Env, advance: impl Fn(u64, u64)) -> 
 /// The object's index; its own words for why it has none.
 async fn explain(bucket: &Bucket, listed: &Listed) -> Result<Result<Option<NewObject>, String>, VolumeError> {
     let Some((generation, sequence)) = names::parse_object(&listed.key) else { return Ok(Ok(None)) };
-    match explain_once(bucket, listed, generation, sequence).await {
+    match bucket.explain_once(generation, sequence).await {
         Ok(new) => Ok(Ok(Some(new))),
         Err(error) if error.kind() == Kind::Corrupt => Ok(Err(error.to_string())),
         Err(error) => Err(error),
     }
-}
-
-async fn explain_once(
-    bucket: &Bucket,
-    listed: &Listed,
-    generation: Generation,
-    sequence: Sequence,
-) -> Result<NewObject, VolumeError> {
-    let name = &listed.key;
-    let get = async |range| match bucket.store.get(name, range).await {
-        Ok(got) => Ok(got),
-        Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => {
-            Err(VolumeError::MissingObject { name: name.clone() })
-        }
-        Err(error) => Err(error.into()),
-    };
-    let head = get(Range::Part { offset: 0, length: HEADER_BYTES as u64 }).await?;
-    let object = decode_header(&head.bytes).map_err(|error| VolumeError::damaged(name, error))?;
-    if (object.owner, object.generation, object.sequence) != (bucket.header.volume, generation, sequence) {
-        return Err(VolumeError::damaged(name, SealError::Broken));
-    }
-    let foot = get(Range::Suffix { length: FOOTER_BYTES as u64 }).await?;
-    let footer = Footer::decode(&foot.bytes, foot.object_bytes);
-    let footer = footer.map_err(|error| VolumeError::damaged(name, error))?;
-    let length = u64::from(footer.index_bytes) + FOOTER_BYTES as u64;
-    let tail = get(Range::Suffix { length }).await?;
-    let index = bucket.open_index(object, &tail.bytes, tail.object_bytes)?;
-    let sealed = &tail.bytes[..tail.bytes.len().saturating_sub(FOOTER_BYTES)];
-    let listed = ListedObject {
-        generation,
-        sequence,
-        salt: object.salt,
-        epoch: index.epoch,
-        bytes: tail.object_bytes,
-        index_bytes: footer.index_bytes,
-        digest: digest(sealed),
-    };
-    Ok(NewObject { listed, object, index: Arc::new(index) })
 }
 
 /// The newest cut of the winning line: of the highest tenure, or of what that one began from.

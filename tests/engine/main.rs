@@ -3,6 +3,7 @@
 mod bad_days;
 mod basic;
 mod bucket_prefix;
+mod collect;
 mod cost;
 mod crash_points;
 mod ends;

@@ -1,0 +1,267 @@
+//! What the collector deletes against a count of everything that anybody may still read; and how much stays.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use s3bd::{
+    format::{
+        ids::{Epoch, Generation, VolumeId},
+        index::MapKind,
+        manifest::Manifest,
+        names,
+        page::{Page, Target},
+    },
+    nbd::Device,
+    store::{Got, Listed, Put, PutMode, Range, Store, StoreError, memory::Memory},
+    volume::{
+        Volume,
+        bucket::Bucket,
+        open::Agreed,
+        settings::Settings,
+        snapshots::{Change, SnapshotTable},
+        walk::{Direct, Walk},
+    },
+};
+use wal::disk::sim::Prng;
+
+use crate::{
+    host::{Disks, env, small_settings, unlock},
+    oracle::{Oracle, Windows},
+    rig::{Rig, WHATEVER, for_seeds, noise, tight_settings},
+};
+
+type Name = (Generation, Epoch);
+
+/// Everything that a manifest needs, counted page by page; manifests never change.
+#[derive(Debug)]
+struct References {
+    bucket: Bucket,
+    known: Mutex<BTreeMap<Name, BTreeSet<String>>>,
+}
+
+impl References {
+    async fn new(memory: &Memory) -> Self {
+        let env = env(Arc::new(memory.clone()), &Disks::new(), 99, "counter");
+        Self { bucket: unlock(&env).await, known: Mutex::default() }
+    }
+
+    async fn of(&self, manifest: &Manifest) -> BTreeSet<String> {
+        let name = (manifest.generation, manifest.epoch);
+        if let Some(known) = self.known.lock().unwrap().get(&name) {
+            return known.clone();
+        }
+        let own: VolumeId = self.bucket.header.volume;
+        let direct = Direct::new(self.bucket.clone());
+        let mut needed: BTreeSet<String> =
+            manifest.objects.iter().map(|listed| names::object(listed.generation, listed.sequence)).collect();
+        let roots = &manifest.roots;
+        let maps = [
+            (MapKind::Blocks, roots.blocks),
+            (MapKind::Objects, roots.objects),
+            (MapKind::Snapshots, roots.snapshots),
+        ];
+        for (map, root) in maps {
+            let mut walk = Walk::new(&direct, map, root.as_ref(), 4, |_, _| true);
+            while let Some((at, page)) = walk.next().await {
+                let mut frames = vec![at.frame];
+                if let Page::Blocks(extents) = &*page.unwrap() {
+                    frames.extend(extents.iter().filter_map(|extent| match &extent.target {
+                        Target::Frame(frame, _) => Some(**frame),
+                        _ => None,
+                    }));
+                }
+                for frame in frames {
+                    assert_eq!(frame.object.owner, own);
+                    needed.insert(names::object(frame.object.generation, frame.object.sequence));
+                }
+            }
+        }
+        self.known.lock().unwrap().insert(name, needed.clone());
+        needed
+    }
+
+    /// What the newest manifest, those that are kept, and all snapshots need.
+    async fn all(&self) -> BTreeSet<String> {
+        let newest = self.bucket.newest_manifest().await.unwrap().manifest;
+        let snapshots = SnapshotTable::load(&self.bucket, &newest).await.unwrap();
+        let mut needed = self.of(&newest).await;
+        for (generation, epoch) in self.bucket.list_manifests().await.unwrap() {
+            if epoch >= newest.oldest_kept || snapshots.pins((generation, epoch)) {
+                let kept = self.bucket.load_manifest(generation, epoch).await.unwrap().unwrap();
+                needed.extend(self.of(&kept.manifest).await);
+            }
+        }
+        for snapshot in snapshots.iter() {
+            let pinned = self.bucket.load_manifest(snapshot.generation, snapshot.epoch).await.unwrap();
+            needed.extend(self.of(&pinned.expect("a snapshot's manifest").manifest).await);
+        }
+        needed
+    }
+}
+
+/// A store that lets nobody delete what is needed.
+#[derive(Debug)]
+struct Watched {
+    inner: Arc<dyn Store>,
+    references: Arc<References>,
+    deleted: Arc<Mutex<u64>>,
+}
+
+#[async_trait]
+impl Store for Watched {
+    async fn put(&self, key: &str, body: &[Bytes], mode: PutMode) -> Result<Put, StoreError> {
+        self.inner.put(key, body, mode).await
+    }
+
+    async fn get(&self, key: &str, range: Range) -> Result<Got, StoreError> {
+        self.inner.get(key, range).await
+    }
+
+    async fn head(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        self.inner.head(key).await
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        start_after: Option<&str>,
+        limit: Option<usize>,
+    ) -> Result<Vec<Listed>, StoreError> {
+        self.inner.list(prefix, start_after, limit).await
+    }
+
+    async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {
+        if keys.iter().any(|key| key.starts_with(names::OBJECTS)) {
+            let needed = self.references.all().await;
+            let wrong: Vec<_> = keys.iter().filter(|key| needed.contains(*key)).collect();
+            assert!(wrong.is_empty(), "deleted, though needed: {wrong:?}");
+            *self.deleted.lock().unwrap() += keys.len() as u64;
+        }
+        self.inner.delete(keys).await
+    }
+}
+
+/// A volume whose deletions are watched.
+struct Collected {
+    rig: Rig,
+    references: Arc<References>,
+    deleted: Arc<Mutex<u64>>,
+    volume: Volume,
+}
+
+impl Collected {
+    async fn new(seed: u64, size_bytes: u64, block_bytes: u32, settings: Settings) -> Self {
+        let mut rig = Rig::new(seed, size_bytes, block_bytes, settings).await;
+        let references = Arc::new(References::new(&rig.memory).await);
+        let deleted = Arc::default();
+        rig.store = Arc::new(Watched {
+            inner: Arc::clone(&rig.store),
+            references: Arc::clone(&references),
+            deleted: Arc::clone(&deleted),
+        });
+        let volume = rig.open(0, Agreed::default()).await.unwrap().0;
+        Self { rig, references, deleted, volume }
+    }
+
+    fn objects(&self) -> BTreeMap<String, u64> {
+        let contents = self.rig.memory.snapshot();
+        let objects = contents.iter().filter(|(name, _)| name.starts_with(names::OBJECTS));
+        objects.map(|(name, bytes)| (name.to_owned(), bytes.len() as u64)).collect()
+    }
+
+    async fn snapshots(&self) -> Vec<String> {
+        let state = self.volume.core().state();
+        state.snapshots.iter().map(|snapshot| snapshot.name.clone()).collect()
+    }
+}
+
+fn settings(prng: &mut Prng) -> Settings {
+    Settings {
+        gc_idle: Duration::from_secs(1 + prng.below(20)),
+        gc_grace: Duration::from_secs([0, 10, 300][prng.below(3) as usize]),
+        object_bytes: [4 << 10, 16 << 10][prng.below(2) as usize],
+        ..tight_settings(prng)
+    }
+}
+
+async fn history(seed: u64) {
+    let mut prng = Prng::new(seed);
+    let block_bytes = [512, 4096][prng.below(2) as usize];
+    let size_bytes = 128 << 10;
+    let settings = settings(&mut prng);
+    let mut oracle = Oracle::new(Windows::new(vec![0..size_bytes]));
+    let mut it = Collected::new(seed, size_bytes, block_bytes.into(), settings).await;
+    let crashes = prng.below(2) == 0;
+    let (mut names_used, mut has_crashed) = (0, false);
+    for _ in 0..80 {
+        let offset = prng.below(size_bytes - 1);
+        let length = (1 + prng.below([600, 5000, 40_000][prng.below(3) as usize])).min(size_bytes - offset);
+        match prng.below(100) {
+            0..50 => {
+                let data = noise(&mut prng, length as usize);
+                oracle.send(offset, length, Some(data.clone()));
+                it.volume.write(offset, data.into(), false).await.unwrap();
+                oracle.acknowledge(&it.volume);
+            }
+            50..58 => {
+                oracle.send(offset, length, None);
+                it.volume.trim(offset, length, false).await.unwrap();
+                oracle.acknowledge(&it.volume);
+            }
+            58..70 => it.volume.sync().await.unwrap(),
+            70..78 => {
+                names_used += 1;
+                let name = format!("s{names_used}");
+                it.volume.core().change(Change::Take(name)).await.unwrap();
+            }
+            78..85 => {
+                let names = it.snapshots().await;
+                if !names.is_empty() {
+                    let name = names[prng.below(names.len() as u64) as usize].clone();
+                    it.volume.core().change(Change::Delete(name)).await.unwrap();
+                }
+            }
+            85..94 => tokio::time::sleep(Duration::from_secs([1, 10, 60, 1000][prng.below(4) as usize])).await,
+            94..97 => {
+                it.volume.close().await.unwrap();
+                it.volume = it.rig.open(0, Agreed::default()).await.unwrap().0;
+            }
+            _ if crashes => {
+                has_crashed = true;
+                oracle.published_to(it.volume.core().progress.borrow().lsn);
+                it.rig.hosts[0] = it.rig.hosts[0].crash(prng.next_u64());
+                oracle.reopened();
+                it.volume = it.rig.open(0, WHATEVER).await.unwrap().0;
+                oracle.survived_power_cut(&oracle.windows.clone().read(&it.volume).await).unwrap();
+            }
+            _ => oracle.check(&oracle.windows.read(&it.volume).await).unwrap(),
+        }
+    }
+    for name in it.snapshots().await {
+        if prng.below(2) == 0 {
+            it.volume.core().change(Change::Delete(name)).await.unwrap();
+        }
+    }
+    it.volume.sync().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(86_400)).await;
+    oracle.check(&oracle.windows.read(&it.volume).await).unwrap();
+    let (objects, needed) = (it.objects(), it.references.all().await);
+    let missing: Vec<_> = needed.iter().filter(|name| !objects.contains_key(*name)).collect();
+    assert!(missing.is_empty(), "needed and gone: {missing:?}");
+    let left: Vec<_> = objects.keys().filter(|name| !needed.contains(*name)).collect();
+    assert!(has_crashed || left.is_empty(), "nobody needs these of {}: {left:?}", objects.len());
+    let before = it.rig.faulty.counts();
+    tokio::time::sleep(Duration::from_secs(86_400)).await;
+    assert_eq!(it.rig.faulty.counts().total(), before.total(), "an idle volume is silent");
+    it.volume.close().await.unwrap();
+}
+
+#[test]
+fn what_is_deleted_nobody_needs_and_what_nobody_needs_is_deleted() {
+    for_seeds(60, history);
+}
