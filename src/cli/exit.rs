@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use crate::{
-    control::{RefusalKind, client::ClientError},
+    control::{Answer, RefusalKind, client::ClientError},
     format::local::LOG,
     store::{ErrorKind, StoreError},
     volume::error::{Kind, VolumeError},
@@ -42,6 +42,11 @@ pub(super) struct CliError {
 /// Wrong usage that the parser cannot see.
 pub(super) fn usage(text: impl Into<String>) -> anyhow::Error {
     CliError { code: USAGE, text: text.into() }.into()
+}
+
+/// A server answered another question than was asked.
+pub(super) fn nonsense(answer: &Answer) -> anyhow::Error {
+    ClientError::Nonsense(format!("{answer:?}")).into()
 }
 
 /// No server on this host has the volume open.

@@ -60,13 +60,19 @@ fn print(name: &str, facts: &Facts) {
         ),
     );
     line("state", state(facts));
-    for snapshot in &facts.snapshots {
+    for snapshot in facts.snapshots.iter().take(SNAPSHOTS_MAX) {
         line(
             "snapshot",
             format!("{}, epoch {}, taken {}", snapshot.name, snapshot.epoch, format_time(snapshot.time_ms)),
         );
     }
+    if let Some(more @ 1..) = facts.snapshots.len().checked_sub(SNAPSHOTS_MAX) {
+        line("", format!("and {more} more: s3bd snapshot list {name}"));
+    }
 }
+
+/// Snapshots shown; s3bd snapshot list shows all.
+const SNAPSHOTS_MAX: usize = 10;
 
 fn state(facts: &Facts) -> String {
     let Some(open) = &facts.open else { return "closed".to_owned() };

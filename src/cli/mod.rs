@@ -5,12 +5,14 @@
 
 mod confirm;
 mod exit;
+mod exports;
 mod fsck;
 mod info;
 mod init;
 mod key;
 mod new_secret;
 mod open;
+mod perform;
 mod progress;
 mod recover;
 mod repair;
@@ -18,6 +20,7 @@ mod secret;
 mod serve;
 mod served;
 mod size;
+mod snapshot;
 mod status;
 mod sync;
 mod target;
@@ -60,6 +63,9 @@ enum Command {
     /// List, add, remove and change the secrets that open a volume.
     #[command(subcommand)]
     Key(key::Key),
+    /// Take, list, delete and rename snapshots of a volume.
+    #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
     /// Say how the open server of a volume on this host does, and how far behind its bucket is.
     Status(status::Status),
     /// Wait until everything that the open server on this host has acknowledged is in the bucket.
@@ -93,6 +99,7 @@ pub fn main() -> ExitCode {
             Command::Fsck(command) => return command.run().await,
             Command::Info(command) => command.run().await,
             Command::Key(command) => command.run().await,
+            Command::Snapshot(command) => command.run().await,
             Command::Status(command) => command.run().await,
             Command::Sync(command) => command.run().await,
         }

@@ -7,25 +7,28 @@ use clap::{Args, ValueEnum};
 
 use super::{
     exit,
+    exports::VolumeExports,
     init::{self, CompressionArg},
     progress::{describe_lost_log, describe_replay, show_upload},
     say,
     secret::SecretArgs,
     serve::{Addresses, Signals, bind, describe, server},
     served,
-    size::{Lag, parse_duration, parse_lag, parse_size, parse_size_or_none, show_size},
+    size::{
+        Lag, parse_duration, parse_duration_or_none, parse_lag, parse_size, parse_size_or_none, show_size,
+    },
     target::Target,
     tell,
 };
 use crate::{
     format::slot::Argon2,
-    nbd::{Device, Export},
+    nbd::{Device, Export, Exports},
     seal::frame::Compression,
     volume::{
         Volume,
         bucket::Bucket,
         error::VolumeError,
-        open::{Agreed, open, open_read_only},
+        open::{Agreed, open, open_read_only, open_snapshot_alone},
         settings::{Durability, Settings},
     },
 };
@@ -52,7 +55,7 @@ pub(super) struct Open {
     /// Make the volume with this size if it does not exist.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     create: Option<u64>,
-    /// Serve the newest epoch without claiming the volume; works while another host has it open.
+    /// Serve the newest epoch (of VOLUME@NAME always the snapshot) without claiming the volume; works while another host has it open.
     #[arg(long, conflicts_with_all = ["create", "takeover"])]
     read_only: bool,
     /// Take the volume from a host that has not closed it. What that host has not published stays in its log alone.
@@ -173,7 +176,13 @@ impl Tuning {
 impl Open {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let settings = self.tuning.settings()?;
-        let outside = self.target.outside().await?;
+        if let (Some(snapshot), true) = (self.target.snapshot(), self.takeover || self.create.is_some()) {
+            let text = format!(
+                "{snapshot:?} is a snapshot: it is served read-only, and neither made nor taken over here"
+            );
+            return Err(exit::usage(text));
+        }
+        let outside = self.target.outside_of_snapshot().await?;
         let tcp = (self.unix.is_none() || self.port.is_some())
             .then(|| (self.bind, self.port.unwrap_or(PORT)).into());
         let listeners = bind(&Addresses { tcp, unix: self.unix.clone() }).await?;
@@ -190,14 +199,16 @@ impl Open {
             () = signals.next() => anyhow::bail!("{}: interrupted before it was open", self.target.name()),
         };
         let export = Export {
-            name: self.target.volume().to_owned(),
+            name: self.target.export(),
             description: self.target.name(),
             device: Arc::clone(&volume) as Arc<dyn Device>,
         };
-        let server = server(export);
-        let control = served::serve_control(&self.target, &volume, &outside.opened, server.clients());
+        let exports = Arc::new(VolumeExports::new(export, Arc::clone(&volume)));
+        let server = server(Arc::clone(&exports) as Arc<dyn Exports>);
+        let control =
+            served::serve_control(&self.target, &volume, &outside.opened, server.clients(), exports);
         let size = show_size(volume.info().size_bytes);
-        for address in describe(&listeners, self.unix.as_ref(), self.target.volume()) {
+        for address in describe(&listeners, self.unix.as_ref(), &self.target.export()) {
             say(format_args!("{}: {size}, served at {address}", self.target.name()));
         }
         let failed = watch_for_failure(&volume);
@@ -235,6 +246,10 @@ impl Open {
         bucket: Bucket,
         settings: Settings,
     ) -> anyhow::Result<Volume> {
+        if let Some(snapshot) = self.target.snapshot() {
+            let opened = open_snapshot_alone(env, bucket, settings, snapshot).await;
+            return opened.with_context(|| self.target.name());
+        }
         if self.read_only {
             return open_read_only(env, bucket, settings).await.with_context(|| self.target.name());
         }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::{CliError, IN_USE};
-use crate::nbd::{Export, Limits, Listener, Server};
+use crate::nbd::{Exports, Limits, Listener, Server};
 
 /// Where to listen.
 pub(super) struct Addresses {
@@ -60,7 +60,7 @@ impl Signals {
     }
 }
 
-/// A server of `export`.
-pub(super) fn server(export: Export) -> Server {
-    Server::new(Arc::new(export), Limits::default())
+/// A server of `exports`.
+pub(super) fn server(exports: Arc<dyn Exports>) -> Server {
+    Server::new(exports, Limits::default())
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{target::Target, tell};
+use super::{exports::VolumeExports, perform::perform, target::Target, tell};
 use crate::{
     control::{
         Answer, ControlSocket, Hello, Limits, Progress, Refusal, RefusalKind, Request, Server, Service,
@@ -28,6 +28,7 @@ struct Served {
     volume: Arc<Volume>,
     opened: Opened,
     clients: Clients,
+    exports: Arc<VolumeExports>,
     is_bucket: bool,
 }
 
@@ -38,6 +39,7 @@ pub(super) fn serve_control(
     volume: &Arc<Volume>,
     opened: &Opened,
     clients: Clients,
+    exports: Arc<VolumeExports>,
 ) -> Option<Server> {
     let lock = volume.lock()?;
     let core = volume.core();
@@ -61,7 +63,7 @@ pub(super) fn serve_control(
         since_ms: core.env.clock.now_ms(),
     };
     let (volume, opened, is_bucket) = (Arc::clone(volume), opened.clone(), target.is_bucket());
-    let served = Served { hello, volume, opened, clients, is_bucket };
+    let served = Served { hello, volume, opened, clients, exports, is_bucket };
     Some(Server::start(socket, Arc::new(served), Limits::default()))
 }
 
@@ -120,7 +122,28 @@ impl Service for Served {
             Request::Hello => Ok(Answer::Hello(self.hello())),
             Request::Status => Ok(Answer::Status(Box::new(self.status()))),
             Request::Sync => self.sync(working).await.map(|()| Answer::Done).map_err(|error| refusal(&error)),
+            request => {
+                if let Request::SnapshotDelete { name } = &request {
+                    self.refuse_if_read(name)?;
+                }
+                match perform(self.volume.core(), &request).await {
+                    Some(done) => done.map_err(|error| refusal(&error)),
+                    None => Err(Refusal::unsupported(&request)),
+                }
+            }
         }
+    }
+}
+
+impl Served {
+    /// What a client reads stays.
+    fn refuse_if_read(&self, name: &str) -> Result<(), Refusal> {
+        let id = self.volume.core().state().snapshots.get(name).map(|snapshot| snapshot.id);
+        if id.is_ok_and(|id| self.exports.is_open(id)) {
+            let message = format!("snapshot {name:?} is open: a client reads it; disconnect that first");
+            return Err(Refusal { kind: RefusalKind::Failed, message });
+        }
+        Ok(())
     }
 }
 

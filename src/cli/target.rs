@@ -57,9 +57,12 @@ impl Target {
         self.location.to_string()
     }
 
-    /// The volume's name without its bucket: the name of its export.
-    pub(super) fn volume(&self) -> &str {
-        &self.location.volume
+    /// The name of its export: the volume's without its bucket, and the snapshot's where one is named.
+    pub(super) fn export(&self) -> String {
+        match &self.location.snapshot {
+            None => self.location.volume.clone(),
+            Some(snapshot) => format!("{}@{snapshot}", self.location.volume),
+        }
     }
 
     /// The volume's location as its server calls it: with the whole path of a directory.
@@ -93,11 +96,46 @@ impl Target {
         Ok(())
     }
 
+    /// The volume, and the name of the snapshot.
+    ///
+    /// # Errors
+    /// No snapshot is named.
+    pub(super) fn split_snapshot(&self) -> anyhow::Result<(Self, String)> {
+        let mut location = self.location.clone();
+        match location.snapshot.take() {
+            Some(snapshot) => Ok((self.at(location), snapshot)),
+            None => Err(exit::usage(format!(
+                "{} names no snapshot; this command takes VOLUME@NAME",
+                self.location
+            ))),
+        }
+    }
+
+    /// The name of the snapshot, where one is named.
+    pub(super) fn snapshot(&self) -> Option<&str> {
+        self.location.snapshot.as_deref()
+    }
+
     /// Connects to the server that has the volume open on this host.
     ///
     /// # Errors
     /// Nobody has: `otherwise` says what to do then.
     pub(super) async fn server(&self, otherwise: &str) -> anyhow::Result<Client> {
+        let root = self.state_dir()?;
+        self.find_server().await?.ok_or_else(|| {
+            exit::not_open(format!(
+                "{}: not open on this host (no server of it in {}): {otherwise}",
+                self.name(),
+                root.display()
+            ))
+        })
+    }
+
+    /// Connects to the server that has the volume open on this host, if there is one.
+    ///
+    /// # Errors
+    /// There may be one, and it does not answer.
+    pub(super) async fn find_server(&self) -> anyhow::Result<Option<Client>> {
         self.refuse_snapshot()?;
         let root = self.state_dir()?;
         let found = find(&root, &self.identity()).await.with_context(|| root.display().to_string())?;
@@ -109,23 +147,27 @@ impl Target {
             clients.retain(|client| client.hello().volume == header.volume.to_string());
         }
         match (clients.pop(), found.silent.into_iter().next()) {
-            (Some(client), _) => Ok(client),
+            (Some(client), _) => Ok(Some(client)),
             (None, Some((path, error))) => {
                 let text =
                     format!("no server of it was found, but one that may be it is at {}", path.display());
                 Err(anyhow::Error::new(error).context(text).context(self.name()))
             }
-            (None, None) => Err(exit::not_open(format!(
-                "{}: not open on this host (no server of it in {}): {otherwise}",
-                self.name(),
-                root.display()
-            ))),
+            (None, None) => Ok(None),
         }
     }
 
     /// Opens the store and puts the environment together. Makes no request.
+    ///
+    /// # Errors
+    /// Also where a snapshot is named.
     pub(super) async fn outside(&self) -> anyhow::Result<Outside> {
         self.refuse_snapshot()?;
+        self.outside_of_snapshot().await
+    }
+
+    /// The same, of a volume or of a snapshot of it.
+    pub(super) async fn outside_of_snapshot(&self) -> anyhow::Result<Outside> {
         let options = OpenOptions {
             s3: S3Options {
                 endpoint: self.endpoint.clone(),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Progress, Status};
+use crate::volume::{info::SnapshotInfo, usage::SnapshotUsage};
 
 /// The version of this protocol.
 pub const VERSION: u64 = 1;
@@ -21,6 +22,25 @@ pub enum Request {
     Status,
     /// Answer when everything acknowledged before is in the bucket.
     Sync,
+    /// Take a snapshot of all that was acknowledged before.
+    SnapshotCreate {
+        /// Its name.
+        name: String,
+    },
+    /// Delete a snapshot.
+    SnapshotDelete {
+        /// Its name.
+        name: String,
+    },
+    /// Give a snapshot another name.
+    SnapshotRename {
+        /// What it is called.
+        name: String,
+        /// What it is to be called.
+        to: String,
+    },
+    /// Which snapshots are there, and what do they hold?
+    SnapshotList,
 }
 
 /// One line from the server.
@@ -45,6 +65,10 @@ pub enum Answer {
     Status(Box<Status>),
     /// It is done.
     Done,
+    /// The snapshot that was taken, deleted or renamed.
+    Snapshot(SnapshotInfo),
+    /// To [`Request::SnapshotList`]: oldest first.
+    Snapshots(Vec<SnapshotUsage>),
 }
 
 /// Who serves which volume.
@@ -92,6 +116,12 @@ pub enum RefusalKind {
 }
 
 impl Refusal {
+    /// Of a request that this server has no answer for.
+    #[must_use]
+    pub fn unsupported(request: &Request) -> Self {
+        Self::new(RefusalKind::Unsupported, format!("this server does not know the request {request:?}"))
+    }
+
     pub(super) fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
     }

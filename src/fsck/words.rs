@@ -136,10 +136,7 @@ impl fmt::Display for Finding {
                 )
             }
             Self::DeadObject { name, found: None } => {
-                write!(
-                    f,
-                    "{name}: missing; nothing needs it any more but manifests older than the newest"
-                )
+                write!(f, "{name}: missing; nothing needs it any more but manifests older than the newest")
             }
             Self::DeadObject { name, found: Some(found) } => {
                 write!(

@@ -84,14 +84,14 @@ pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
     let mut pages = PageWriter::new(core, job);
     let size_blocks = job.facts.size_bytes / u64::from(core.bucket.block_bytes());
     let blocks = tree::rewrite::<_, _, _, VolumeError>(
-        &core.frames,
+        &*core.frames,
         job.roots.blocks,
         &BlockChanges::new(&job.delta).with(size_blocks, &job.moved),
         &mut pages,
     )
     .await?;
     let snapshots = tree::rewrite::<_, _, _, VolumeError>(
-        &core.frames,
+        &*core.frames,
         job.roots.snapshots,
         &SnapshotChanges::new(&job.delta.snapshots, &job.moved),
         &mut pages,
@@ -110,7 +110,7 @@ pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
     let touched = changes.changes.iter().filter(|(_, change)| lost(change));
     let touched = touched.map(|(sequence, _)| leaf_of(*sequence)).collect();
     let objects =
-        tree::rewrite::<_, _, _, VolumeError>(&core.frames, job.roots.objects, &changes, &mut pages).await?;
+        tree::rewrite::<_, _, _, VolumeError>(&*core.frames, job.roots.objects, &changes, &mut pages).await?;
     let roots = Roots { epoch: job.delta.epoch, blocks, objects, snapshots };
     let added =
         job.delta.extents.iter().filter(|extent| extent.target != Target::Hole).map(|extent| extent.count);
@@ -129,7 +129,7 @@ pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
 /// in further pages. Ends when those are all among the changed ones.
 async fn close_over(core: &Core, job: &Job, changes: &mut ObjectChanges) -> Result<(), VolumeError> {
     loop {
-        let replaced = tree::paths(&core.frames, job.roots.objects.as_ref(), changes).await?;
+        let replaced = tree::paths(&*core.frames, job.roots.objects.as_ref(), changes).await?;
         let own = |page: &&FrameRef| page.object.owner == core.bucket.header.volume;
         let touched = changes.changes.len();
         for page in replaced.iter().filter(own) {

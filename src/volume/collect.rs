@@ -344,7 +344,7 @@ impl Collector {
     async fn touch_all(&mut self) -> Result<(), VolumeError> {
         self.core.collecting().all_touched = false;
         let root = self.core.state().roots.objects;
-        match tree::leaf_keys(&self.core.frames, MapKind::Objects, root.as_ref()).await {
+        match tree::leaf_keys(&*self.core.frames, MapKind::Objects, root.as_ref()).await {
             Ok(keys) => {
                 self.work.touch(keys.into_iter().map(|key| leaf_of(Sequence(key))));
                 Ok(())
@@ -380,7 +380,7 @@ impl Collector {
     async fn judge(&self, leaf: u64) -> Result<crate::gc::judge::Verdict, VolumeError> {
         let (first, last) = keys_of(leaf);
         let root = self.core.state().roots.objects;
-        let leaves = tree::leaves(&self.core.frames, MapKind::Objects, root.as_ref(), first, last).await?;
+        let leaves = tree::leaves(&*self.core.frames, MapKind::Objects, root.as_ref(), first, last).await?;
         let state = self.core.state();
         let shared = self.core.collecting();
         let pinned = |born, died| state.snapshots.needs(born, died);
@@ -483,7 +483,7 @@ impl Collector {
                 MapKind::Objects => roots.objects,
                 MapKind::Snapshots => roots.snapshots,
             };
-            if tree::find(&self.core.frames, map, root.as_ref(), level, first_key).await? == Some(place) {
+            if tree::find(&*self.core.frames, map, root.as_ref(), level, first_key).await? == Some(place) {
                 let mut shared = self.core.collecting();
                 if shared.pages.len() < PAGES_MAX && !shared.pages.contains(&at) {
                     shared.pages.push(at);

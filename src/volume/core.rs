@@ -31,7 +31,7 @@ pub struct Core {
     /// As opened.
     pub settings: Settings,
     /// Ways to frames and pages.
-    pub frames: Frames,
+    pub frames: Arc<Frames>,
     /// The log; none where the volume is read-only.
     pub log: Option<Arc<Log>>,
     /// Unpublished data in memory.
@@ -84,7 +84,7 @@ impl Core {
         env: Env,
         bucket: Bucket,
         settings: Settings,
-        frames: Frames,
+        frames: Arc<Frames>,
         log: Option<Arc<Log>>,
         payloads: Arc<PayloadMemory>,
         state: State,

@@ -1,6 +1,6 @@
 //! What a volume is, told from its bucket alone: no lock, no claim, and works while it is open elsewhere.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     bucket::Bucket,
@@ -95,7 +95,7 @@ pub struct Open {
 }
 
 /// A snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotInfo {
     /// Its number.
     pub id: u64,
@@ -140,13 +140,15 @@ pub async fn info(bucket: &Bucket) -> Result<Info, VolumeError> {
         clean: open.is_none(),
         open,
         unpublished_bytes: manifest.unpublished_bytes,
-        snapshots: SnapshotTable::load(bucket, manifest).await?.iter().map(tell).collect(),
+        snapshots: SnapshotTable::load(bucket, manifest).await?.iter().map(SnapshotInfo::from).collect(),
     })
 }
 
-fn tell(snapshot: &Snapshot) -> SnapshotInfo {
-    let Snapshot { id, epoch, time_ms, size_bytes, .. } = *snapshot;
-    SnapshotInfo { id, name: snapshot.name.clone(), epoch, time_ms, size_bytes }
+impl From<&Snapshot> for SnapshotInfo {
+    fn from(snapshot: &Snapshot) -> Self {
+        let Snapshot { id, epoch, time_ms, size_bytes, .. } = *snapshot;
+        Self { id, name: snapshot.name.clone(), epoch, time_ms, size_bytes }
+    }
 }
 
 /// Blocks with data: those of the checkpoint, less those that the list hides, and those that it brings.

@@ -67,7 +67,7 @@ impl Core {
     /// # Errors
     /// What the store refuses: it says nothing of the page.
     pub async fn mark_unmapped_lost(&self, page: PageAt, run: Run) -> Result<Option<u64>, VolumeError> {
-        if is_whole(Pages::load(&self.frames, page).await)? {
+        if is_whole(Pages::load(&*self.frames, page).await)? {
             return Ok(None);
         }
         let located = self.state().locate(self.bytes(run), None, self.block_bytes());

@@ -53,6 +53,7 @@ pub mod state;
 pub mod status;
 mod survey;
 mod upload;
+pub mod usage;
 pub mod waiters;
 pub mod walk;
 pub mod write;

@@ -37,7 +37,8 @@ use crate::{
     format::{
         ids::{LogId, LogPosition},
         local::Seen,
-        manifest::Manifest,
+        manifest::{Manifest, Snapshot},
+        names,
     },
     map::delta::Delta,
 };
@@ -164,7 +165,7 @@ pub async fn open_repaired(
         fault: None,
     };
     let cache = open_cache(&env, &local, &settings);
-    let frames = Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, Some(cache));
+    let frames = Arc::new(Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, Some(cache)));
     let log =
         Log::start(log, (identity.log, &tag), Arc::clone(&bucket.keys), Arc::clone(&payloads), &settings);
     let core = Core::new(env, bucket, settings, frames, Some(Arc::new(log)), payloads, state);
@@ -244,7 +245,9 @@ pub async fn open_read_only(env: Env, bucket: Bucket, settings: Settings) -> Res
             delta => break delta?,
         }
     };
-    let mut core = read_only_core(env, bucket, settings, &newest, delta, local.as_ref());
+    let cache = local.as_ref().map(|local| open_cache(&env, local, &settings));
+    let frames = Arc::new(Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, cache));
+    let mut core = core_at(env, bucket, settings, &newest, delta, frames);
     core.following = Some(tokio::sync::Mutex::default());
     Ok(Volume::new(Arc::new(core), None, watch::channel(false).0, local))
 }
@@ -257,18 +260,64 @@ pub(super) async fn read_only_at(
     epoch: &Published,
     local: Option<Local>,
 ) -> Result<Volume, VolumeError> {
+    let cache = local.as_ref().map(|local| open_cache(&env, local, &settings));
+    let frames = Arc::new(Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, cache));
     let delta = load_delta(&bucket, &epoch.manifest).await?;
-    let core = read_only_core(env, bucket, settings, epoch, delta, local.as_ref());
+    let core = core_at(env, bucket, settings, epoch, delta, frames);
     Ok(Volume::new(Arc::new(core), None, watch::channel(false).0, local))
 }
 
-fn read_only_core(
+/// A snapshot of an open volume, for reading: through the same memory and the same cache.
+///
+/// # Errors
+/// Damage to its manifest or an index, and what the store refuses.
+pub async fn open_snapshot(core: &Core, snapshot: &Snapshot) -> Result<Volume, VolumeError> {
+    let (env, bucket, settings) = (core.env.clone(), core.bucket.clone(), core.settings.clone());
+    let pinned = pinned_manifest(&bucket, snapshot).await?;
+    let delta = load_delta(&bucket, &pinned.manifest).await?;
+    let core = core_at(env, bucket, settings, &pinned, delta, Arc::clone(&core.frames));
+    Ok(Volume::new(Arc::new(core), None, watch::channel(false).0, None))
+}
+
+/// Opens a snapshot for reading. Claims nothing.
+///
+/// # Errors
+/// `NoSnapshot`, damage, and what the store refuses.
+pub async fn open_snapshot_alone(
+    env: Env,
+    bucket: Bucket,
+    settings: Settings,
+    name: &str,
+) -> Result<Volume, VolumeError> {
+    let local = env.local.open(bucket.header.volume).map_err(VolumeError::local("state directory"))?;
+    let newest = bucket.newest_manifest().await?;
+    let table = SnapshotTable::load(&bucket, &newest.manifest).await?;
+    let pinned = pinned_manifest(&bucket, table.get(name)?).await?;
+    read_only_at(env, bucket, settings, &pinned, local).await
+}
+
+/// The manifest that a snapshot pins.
+///
+/// # Errors
+/// `NoManifest` where it is gone, damage, and what the store refuses.
+pub async fn pinned_manifest(bucket: &Bucket, snapshot: &Snapshot) -> Result<Published, VolumeError> {
+    let pinned = bucket.load_manifest(snapshot.generation, snapshot.epoch).await?;
+    pinned.ok_or_else(|| VolumeError::NoManifest {
+        detail: format!(
+            "{}, which snapshot {:?} pins, is missing",
+            names::manifest(snapshot.generation, snapshot.epoch),
+            snapshot.name
+        ),
+    })
+}
+
+fn core_at(
     env: Env,
     bucket: Bucket,
     settings: Settings,
     epoch: &Published,
     delta: Delta,
-    local: Option<&Local>,
+    frames: Arc<Frames>,
 ) -> Core {
     let Published { manifest, .. } = epoch;
     let state = State {
@@ -285,8 +334,6 @@ fn read_only_core(
         closing: false,
         fault: None,
     };
-    let cache = local.map(|local| open_cache(&env, local, &settings));
-    let frames = Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, cache);
     let payloads = Arc::new(PayloadMemory::new(0));
     let core = Core::new(env, bucket, settings, frames, None, payloads, state);
     core.progress.send_replace(progress(epoch, Lsn(0)));

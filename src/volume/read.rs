@@ -49,7 +49,7 @@ impl Core {
         let lone = located.segments.len() + located.unknown.len() == 1;
         for (bytes, run) in located.unknown {
             let mut end = bytes.start;
-            for extent in tree::lookup(&self.frames, located.root.as_ref(), run).await? {
+            for extent in tree::lookup(&*self.frames, located.root.as_ref(), run).await? {
                 let found = segment(&extent, &bytes, block_bytes);
                 if found.range.start > end {
                     located.segments.push(Segment { range: end..found.range.start, source: Source::Zero });

@@ -30,7 +30,7 @@ use s3bd::{
 use wal::disk::sim::Prng;
 
 use crate::{
-    host::{Disks, env, small_settings, unlock},
+    host::{Disks, env, unlock},
     oracle::{Oracle, Windows},
     rig::{Rig, WHATEVER, for_seeds, noise, tight_settings},
 };
@@ -191,16 +191,17 @@ fn settings(prng: &mut Prng) -> Settings {
 
 async fn history(seed: u64) {
     let mut prng = Prng::new(seed);
-    let block_bytes = [512, 4096][prng.below(2) as usize];
+    let block_bytes: u32 = [512, 4096][prng.below(2) as usize];
     let size_bytes = 128 << 10;
     let settings = settings(&mut prng);
     let mut oracle = Oracle::new(Windows::new(vec![0..size_bytes]));
-    let mut it = Collected::new(seed, size_bytes, block_bytes.into(), settings).await;
+    let mut it = Collected::new(seed, size_bytes, block_bytes, settings).await;
     let crashes = prng.below(2) == 0;
     let (mut names_used, mut has_crashed) = (0, false);
     for _ in 0..80 {
         let offset = prng.below(size_bytes - 1);
-        let length = (1 + prng.below([600, 5000, 40_000][prng.below(3) as usize])).min(size_bytes - offset);
+        let length_max = [600, 5000, 40_000][prng.below(3) as usize];
+        let length = (1 + prng.below(length_max)).min(size_bytes - offset);
         match prng.below(100) {
             0..50 => {
                 let data = noise(&mut prng, length as usize);
@@ -226,7 +227,9 @@ async fn history(seed: u64) {
                     it.volume.core().change(Change::Delete(name)).await.unwrap();
                 }
             }
-            85..94 => tokio::time::sleep(Duration::from_secs([1, 10, 60, 1000][prng.below(4) as usize])).await,
+            85..94 => {
+                tokio::time::sleep(Duration::from_secs([1, 10, 60, 1000][prng.below(4) as usize])).await
+            }
             94..97 => {
                 it.volume.close().await.unwrap();
                 it.volume = it.rig.open(0, Agreed::default()).await.unwrap().0;

@@ -17,7 +17,7 @@ use wal::disk::sim::Prng;
 
 const PEBIBYTE: u64 = 1 << 50;
 
-fn settings() -> Settings {
+pub fn settings() -> Settings {
     Settings { checkpoint_objects: 64, ..small_settings() }
 }
 

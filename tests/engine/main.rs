@@ -17,6 +17,7 @@ mod oracle;
 mod recovery;
 mod rescue;
 mod rig;
+mod snapshots;
 mod status;
 mod store_faults;
 mod two_writers;

@@ -35,7 +35,7 @@ async fn walk(
         root.iter().map(|root| PageAt { frame: root.page(), map, level: root.level, first_key: 0 }).collect();
     while let Some(at) = row.pop() {
         *live.entry(at.frame.object.sequence).or_default() += u64::from(at.frame.plain_bytes);
-        let page = Pages::load(&volume.core().frames, at).await.unwrap();
+        let page = Pages::load(&*volume.core().frames, at).await.unwrap();
         match &*page {
             Page::Inner(children) => row.extend(children.iter().map(|(slot, frame)| PageAt {
                 frame: *frame,

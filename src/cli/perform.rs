@@ -1,0 +1,98 @@
+//! What a command does to a volume that is open for writing: in the server's process when it is served on this host, and
+//! else in the command's own. One function for both, so that words and results are the same.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use super::{
+    progress::{describe_lost_log, describe_replay},
+    secret::SecretArgs,
+    serve::Signals,
+    target::Target,
+    tell,
+};
+use crate::{
+    control::{Answer, Progress, Request, client::Client},
+    seal::frame::Compression,
+    volume::{
+        core::Core,
+        error::VolumeError,
+        open::{Agreed, open},
+        settings::Settings,
+        snapshots::Change,
+        usage::snapshot_usage,
+    },
+};
+
+/// Does what `request` asks for. Dropped halfway, it is done as a whole or not at all.
+///
+/// # Errors
+/// `None` where the request is none of those that are about an open volume.
+pub(super) async fn perform(core: &Arc<Core>, request: &Request) -> Option<Result<Answer, VolumeError>> {
+    let change = match request.clone() {
+        Request::SnapshotCreate { name } => Change::Take(name),
+        Request::SnapshotDelete { name } => Change::Delete(name),
+        Request::SnapshotRename { name, to } => Change::Rename { from: name, to },
+        Request::SnapshotList => return Some(list_snapshots(core).await),
+        Request::Hello | Request::Status | Request::Sync => return None,
+    };
+    Some(core.change(change).await.map(|snapshot| Answer::Snapshot((&snapshot).into())))
+}
+
+async fn list_snapshots(core: &Arc<Core>) -> Result<Answer, VolumeError> {
+    let newest = core.bucket.newest_manifest().await?;
+    snapshot_usage(&core.bucket, &newest.manifest).await.map(Answer::Snapshots)
+}
+
+impl Target {
+    /// Has `request` done: by the server that has the volume open on this host, or, where there is none, by opening the
+    /// volume, and closing it again.
+    pub(super) async fn perform(
+        &self,
+        secret: &SecretArgs,
+        request: Request,
+        show: impl FnMut(Progress),
+    ) -> anyhow::Result<Answer> {
+        match self.find_server().await? {
+            Some(server) => self.ask(server, &request, show).await,
+            None => self.perform_alone(secret, &request).await,
+        }
+    }
+
+    /// Has `request` done by a server.
+    pub(super) async fn ask(
+        &self,
+        mut server: Client,
+        request: &Request,
+        show: impl FnMut(Progress),
+    ) -> anyhow::Result<Answer> {
+        server.ask(request, show).await.with_context(|| self.name())
+    }
+
+    async fn perform_alone(&self, secret: &SecretArgs, request: &Request) -> anyhow::Result<Answer> {
+        let name = self.name();
+        let (outside, bucket) = self.unlock(secret).await?;
+        let compression = Compression::of(bucket.header.compression);
+        let settings = Settings { compression, ..Settings::default() };
+        let (volume, report) =
+            open(outside.env, bucket, settings, Agreed::default()).await.with_context(|| name.clone())?;
+        if !report.was_clean {
+            let found = if report.has_log {
+                describe_replay(&report.replayed)
+            } else {
+                describe_lost_log(&report.newest)
+            };
+            tell(format_args!("{name} was not closed; {found}"));
+        }
+        let mut signals = Signals::catch()?;
+        let answer = tokio::select! {
+            answer = perform(volume.core(), request) => answer,
+            () = signals.next() => Some(Err(VolumeError::Invalid("interrupted".to_owned()))),
+        };
+        let closed = super::open::close(&volume, &mut signals, &name).await;
+        let answer = answer.unwrap_or(Err(VolumeError::ReadOnly)).with_context(|| name.clone())?;
+        closed?;
+        Ok(answer)
+    }
+}
