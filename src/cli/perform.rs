@@ -13,7 +13,7 @@ use super::{
     tell,
 };
 use crate::{
-    control::{Answer, Progress, Request, client::Client},
+    control::{Answer, Collected, Progress, Request, client::Client},
     seal::frame::Compression,
     volume::{
         core::Core,
@@ -34,10 +34,26 @@ pub(super) async fn perform(core: &Arc<Core>, request: &Request) -> Option<Resul
         Request::SnapshotCreate { name } => Change::Take(name),
         Request::SnapshotDelete { name } => Change::Delete(name),
         Request::SnapshotRename { name, to } => Change::Rename { from: name, to },
+        Request::Collect { strays } => return Some(collect(core, strays).await),
         Request::SnapshotList => return Some(list_snapshots(core).await),
         Request::Hello | Request::Status | Request::Sync => return None,
     };
     Some(core.change(change).await.map(|snapshot| Answer::Snapshot((&snapshot).into())))
+}
+
+async fn collect(core: &Core, strays: bool) -> Result<Answer, VolumeError> {
+    let before = core.collecting().figures();
+    let figures = core.collect().await?;
+    let strays = if strays { Some(core.delete_strays().await?) } else { None };
+    Ok(Answer::Collected(Collected {
+        deleted_objects: figures.deleted - before.deleted,
+        deleted_bytes: figures.deleted_bytes - before.deleted_bytes,
+        moved_bytes: figures.moved_bytes - before.moved_bytes,
+        waiting_objects: figures.waiting,
+        waiting_bytes: figures.waiting_bytes,
+        stray_objects: strays.map(|strays| strays.objects),
+        stray_bytes: strays.map(|strays| strays.bytes),
+    }))
 }
 
 async fn list_snapshots(core: &Arc<Core>) -> Result<Answer, VolumeError> {

@@ -22,6 +22,11 @@ pub enum Request {
     Status,
     /// Answer when everything acknowledged before is in the bucket.
     Sync,
+    /// Collect garbage until nothing is left that may go.
+    Collect {
+        /// Whether objects go as well that nothing names.
+        strays: bool,
+    },
     /// Take a snapshot of all that was acknowledged before.
     SnapshotCreate {
         /// Its name.
@@ -65,10 +70,31 @@ pub enum Answer {
     Status(Box<Status>),
     /// It is done.
     Done,
+    /// To [`Request::Collect`].
+    Collected(Collected),
     /// The snapshot that was taken, deleted or renamed.
     Snapshot(SnapshotInfo),
     /// To [`Request::SnapshotList`]: oldest first.
     Snapshots(Vec<SnapshotUsage>),
+}
+
+/// Garbage that was collected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collected {
+    /// Objects deleted.
+    pub deleted_objects: u64,
+    /// Their lengths, bytes.
+    pub deleted_bytes: u64,
+    /// Plaintext moved out of sparse objects, bytes.
+    pub moved_bytes: u64,
+    /// Dead objects that wait for the grace time.
+    pub waiting_objects: u64,
+    /// Their lengths, bytes.
+    pub waiting_bytes: u64,
+    /// Objects deleted that nothing named, where that was asked for.
+    pub stray_objects: Option<u64>,
+    /// Their lengths, bytes.
+    pub stray_bytes: Option<u64>,
 }
 
 /// Who serves which volume.

@@ -68,6 +68,8 @@ pub struct Judge<'a> {
     pub pinned: &'a (dyn Fn(Epoch, Option<Epoch>) -> bool + Sync),
     /// Objects that are deleted, though the table still has them.
     pub is_deleted: &'a (dyn Fn(Sequence) -> bool + Sync),
+    /// Objects whose blocks are moved, though the table does not know it yet.
+    pub is_emptied: &'a (dyn Fn(Sequence) -> bool + Sync),
     /// Below this length an object is tiny, bytes.
     pub tiny_bytes: u64,
     /// Whether objects are worth moving of which up to three quarters live, and not just a half.
@@ -98,7 +100,8 @@ impl Judge<'_> {
                 None => {
                     tally.plain_bytes += info.plain_bytes;
                     tally.live_bytes += info.live_bytes;
-                    if pinned {
+                    if pinned || (self.is_emptied)(*sequence) {
+                        // It stays.
                     } else if self.is_sparse(info) {
                         verdict.sparse.push(entry);
                     } else if info.bytes < self.tiny_bytes {
@@ -108,7 +111,8 @@ impl Judge<'_> {
             }
             verdict.tally.bytes += info.bytes;
         }
-        let share = |entry: &Entry| u128::from(entry.live_bytes) << 64 / u128::from(entry.plain_bytes.max(1));
+        let share =
+            |entry: &Entry| (u128::from(entry.live_bytes) << 64) / u128::from(entry.plain_bytes.max(1));
         verdict.sparse.sort_by_key(share);
         if verdict.tiny.len() < TINY_MIN {
             verdict.tiny.clear();
@@ -150,6 +154,7 @@ mod tests {
             horizon: Epoch(horizon),
             pinned: &pinned,
             is_deleted: &|_| false,
+            is_emptied: &|_| false,
             tiny_bytes: 0,
             thorough: false,
         };

@@ -75,9 +75,14 @@ impl WorkSet {
         }
     }
 
-    /// A leaf with objects worth moving; it counts as one no more until it is looked at again.
+    /// A leaf with objects worth moving; it counts as one no more.
     pub fn pop_sparse(&mut self) -> Option<u64> {
         self.sparse.pop_first()
+    }
+
+    /// The leaf has more of them.
+    pub fn push_sparse(&mut self, leaf: u64) {
+        self.sparse.insert(leaf);
     }
 
     /// Whether no leaf is to be looked at.

@@ -20,6 +20,8 @@ pub struct Delta {
     pub listed: Vec<ListedObject>,
     /// How many of them are of cuts; the others hold pages of the checkpoint that this delta follows.
     pub cut_objects: usize,
+    /// Their lengths, bytes.
+    pub cut_bytes: u64,
     /// What each of them still has in `extents`.
     pub objects: BTreeMap<Sequence, ObjectInfo>,
     /// Changes of the snapshot table.
@@ -64,6 +66,7 @@ impl Delta {
             extents: ExtentMap::default(),
             listed: Vec::new(),
             cut_objects: 0,
+            cut_bytes: 0,
             objects: BTreeMap::new(),
             snapshots: Vec::new(),
             epoch,
@@ -82,7 +85,10 @@ impl Delta {
         let epoch = new.listed.epoch;
         self.epoch = self.epoch.max(epoch);
         self.listed.push(new.listed);
-        self.cut_objects += usize::from(new.index.parts > 0);
+        if new.index.parts > 0 {
+            self.cut_objects += 1;
+            self.cut_bytes += new.listed.bytes;
+        }
         self.objects.insert(new.listed.sequence, new.info());
         for run in &new.index.holes {
             self.lay(*run, Target::Hole, epoch);

@@ -23,6 +23,7 @@ use std::{
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
+    bucket::Bucket,
     claims::{self, Tenure},
     core::Core,
     error::{Kind, VolumeError},
@@ -230,6 +231,7 @@ pub(super) async fn run(core: Arc<Core>, tenure: Tenure) -> Result<(), VolumeErr
         budget: Budget::default(),
         horizon: Epoch(0),
         thorough: false,
+        emptied: BTreeMap::new(),
         garbage: Vec::new(),
     };
     loop {
@@ -253,6 +255,8 @@ struct Collector {
     budget: Budget,
     horizon: Epoch,
     thorough: bool,
+    /// Objects whose blocks are moved, and the epoch that the maps have to reach to know it.
+    emptied: BTreeMap<Sequence, Epoch>,
     /// To be deleted, with the leaves they are in.
     garbage: Vec<Entry>,
 }
@@ -298,22 +302,8 @@ impl Collector {
             }
             shared.line.oldest_kept()
         };
-        let bucket = &self.core.bucket;
-        let mut kept = bucket.list_manifests().await?;
-        kept.retain(|name| name.1 >= oldest);
-        let first = kept.iter().map(|name| name.1).min().unwrap_or(oldest);
-        let mut roots = None;
-        for (generation, epoch) in kept.into_iter().filter(|name| name.1 == first) {
-            // One that is damaged could need anything; it goes in time.
-            let found = match bucket.load_manifest(generation, epoch).await {
-                Ok(Some(found)) => found.manifest.roots.epoch,
-                Ok(None) => continue,
-                Err(error) if error.kind() == Kind::Corrupt => Epoch(0),
-                Err(error) => return Err(error),
-            };
-            roots = Some(roots.map_or(found, |roots: Epoch| roots.min(found)));
-        }
-        self.core.collecting().line.learn(oldest, roots.unwrap_or_default());
+        let roots = oldest_roots(&self.core.bucket, oldest).await?;
+        self.core.collecting().line.learn(oldest, roots);
         Ok(true)
     }
 
@@ -322,6 +312,8 @@ impl Collector {
         if self.core.collecting().all_touched {
             self.touch_all().await?;
         }
+        let roots = self.core.state().roots.epoch;
+        self.emptied.retain(|_, epoch| *epoch > roots);
         let listed = self.listed_bytes();
         let (horizon, thorough) = {
             let mut shared = self.core.collecting();
@@ -389,6 +381,7 @@ impl Collector {
             horizon: self.horizon,
             pinned: &pinned,
             is_deleted: &is_deleted,
+            is_emptied: &|sequence| self.emptied.contains_key(&sequence),
             tiny_bytes: self.core.settings.object_bytes / TINY_SHARE,
             thorough: self.thorough,
         };
@@ -436,6 +429,11 @@ impl Collector {
         let verdict = self.judge(leaf).await?;
         let room = self.core.settings.object_bytes;
         let chosen = self.budget.choose(&verdict.sparse, &verdict.tiny, room);
+        if chosen.is_empty() {
+            return Ok(());
+        }
+        // More than one object's worth may be there.
+        self.work.push_sparse(leaf);
         let mut runs: Vec<Run> = Vec::new();
         let mut objects: BTreeSet<(Generation, Sequence)> = BTreeSet::new();
         for entry in &chosen {
@@ -452,9 +450,21 @@ impl Collector {
                 Err(error) => return Err(error),
             }
         }
-        if objects.is_empty() {
-            return Ok(());
-        }
+        let moved_bytes = if objects.is_empty() { 0 } else { self.move_blocks(runs, objects).await? };
+        self.budget.spend(moved_bytes);
+        self.core.collecting().figures.moved_bytes += moved_bytes;
+        // What stays, since it cannot be read or was not chosen by the next checkpoint, is tried again after that.
+        let epoch = self.core.progress.borrow().epoch.next();
+        self.emptied.extend(chosen.iter().map(|entry| (entry.sequence, epoch)));
+        Ok(())
+    }
+
+    /// Moves what lies in these objects.
+    async fn move_blocks(
+        &self,
+        runs: Vec<Run>,
+        objects: BTreeSet<(Generation, Sequence)>,
+    ) -> Result<u64, VolumeError> {
         let owner = self.core.bucket.header.volume;
         let moves = Moves {
             runs: disjoint(runs),
@@ -463,11 +473,7 @@ impl Collector {
             }),
             urgent: self.core.collecting().is_hurried(),
         };
-        let moved_bytes = self.core.move_blocks(moves).await?;
-        self.budget.spend(moved_bytes);
-        self.core.collecting().figures.moved_bytes += moved_bytes;
-        // More than one object's worth: the rest comes back with the checkpoint that frees this.
-        Ok(())
+        self.core.move_blocks(moves).await
     }
 
     /// Has the next checkpoint move those pages of an object that the maps still name.
@@ -538,6 +544,25 @@ impl Collector {
         self.core.cut_wanted.notify_one();
         tokio::time::sleep(RETRY_PAUSE).await;
     }
+}
+
+/// The roots of the oldest manifest from epoch `oldest` on.
+pub(super) async fn oldest_roots(bucket: &Bucket, oldest: Epoch) -> Result<Epoch, VolumeError> {
+    let mut kept = bucket.list_manifests().await?;
+    kept.retain(|name| name.1 >= oldest);
+    let first = kept.iter().map(|name| name.1).min().unwrap_or(oldest);
+    let mut roots = None;
+    for (generation, epoch) in kept.into_iter().filter(|name| name.1 == first) {
+        // One that is damaged could need anything; it goes in time.
+        let found = match bucket.load_manifest(generation, epoch).await {
+            Ok(Some(found)) => found.manifest.roots.epoch,
+            Ok(None) => continue,
+            Err(error) if error.kind() == Kind::Corrupt => Epoch(0),
+            Err(error) => return Err(error),
+        };
+        roots = Some(roots.map_or(found, |roots: Epoch| roots.min(found)));
+    }
+    Ok(roots.unwrap_or_default())
 }
 
 fn data_runs(frame: &crate::format::index::IndexFrame) -> impl Iterator<Item = Run> {

@@ -602,10 +602,10 @@ impl Publisher {
 
     /// Whether the delta has so much that what it hides is a burden, or so many entries wait to be taken out.
     fn is_garbage_hidden(&self, state: &State) -> bool {
-        let cuts = state.delta.listed.iter().map(|listed| listed.bytes).sum::<u64>();
         let totals = &self.newest.manifest.totals;
         let object_bytes = self.core.settings.object_bytes;
-        cuts >= (totals.object_bytes / DELTA_SHARE).max(DELTA_OBJECTS_MIN * object_bytes)
+        // Not the pages: a checkpoint must not be the reason for the next one.
+        state.delta.cut_bytes >= (totals.object_bytes / DELTA_SHARE).max(DELTA_OBJECTS_MIN * object_bytes)
             || self.core.collecting().is_full()
     }
 

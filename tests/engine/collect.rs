@@ -258,6 +258,7 @@ async fn history(seed: u64) {
     assert!(missing.is_empty(), "needed and gone: {missing:?}");
     let left: Vec<_> = objects.keys().filter(|name| !needed.contains(*name)).collect();
     assert!(has_crashed || left.is_empty(), "nobody needs these of {}: {left:?}", objects.len());
+    assert!(*it.deleted.lock().unwrap() > 0, "a history without garbage");
     let before = it.rig.faulty.counts();
     tokio::time::sleep(Duration::from_secs(86_400)).await;
     assert_eq!(it.rig.faulty.counts().total(), before.total(), "an idle volume is silent");
