@@ -33,13 +33,14 @@ use crate::{
     format::{
         ids::{Epoch, Generation, ObjectRef, Sequence},
         index::{FrameKind, Index, MapKind, Run},
+        manifest::Root,
         names,
         page::Page,
     },
     gc::{
         budget::Budget,
         horizon::Line,
-        judge::{Entry, Judge},
+        judge::{Entry, Judge, TINY_MIN, Verdict},
         work::{WorkSet, keys_of, leaf_of},
     },
     map::tree::{self, PageAt},
@@ -55,12 +56,12 @@ const PAGES_MAX: usize = 256;
 const PAGE_OBJECTS_MAX: usize = 4096;
 /// An object below this share of the usual length is tiny.
 const TINY_SHARE: u64 = 8;
-/// Between two leaves that nobody waits for: 20,000 of them in a quarter of an hour.
-const WALK_PAUSE: Duration = Duration::from_millis(50);
+/// Between two leaves that nobody waits for: 20,000 of them in some minutes.
+const WALK_PAUSE: Duration = Duration::from_millis(10);
 /// Between an error of the store and the next attempt.
 const RETRY_PAUSE: Duration = Duration::from_secs(60);
 /// Times that a command has the collector settle, at most, while clients go on writing.
-const ROUNDS_MAX: u32 = 4;
+const ROUNDS_MAX: u32 = 16;
 
 /// What the collector has done since the volume was opened, and what is left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -232,7 +233,7 @@ pub(super) async fn run(core: Arc<Core>, tenure: Tenure) -> Result<(), VolumeErr
         horizon: Epoch(0),
         thorough: false,
         emptied: BTreeMap::new(),
-        garbage: Vec::new(),
+        garbage: BTreeMap::new(),
     };
     loop {
         match collector.collect().await {
@@ -257,8 +258,8 @@ struct Collector {
     thorough: bool,
     /// Objects whose blocks are moved, and the epoch that the maps have to reach to know it.
     emptied: BTreeMap<Sequence, Epoch>,
-    /// To be deleted, with the leaves they are in.
-    garbage: Vec<Entry>,
+    /// To be deleted.
+    garbage: BTreeMap<Sequence, Entry>,
 }
 
 impl Collector {
@@ -274,7 +275,10 @@ impl Collector {
                 if self.garbage.len() >= DELETES_MAX || self.work.is_done() {
                     self.delete().await?;
                 }
-                let hurried = self.core.collecting().is_hurried();
+                let hurried = {
+                    let shared = self.core.collecting();
+                    shared.pressed || shared.is_hurried()
+                };
                 if !hurried && !self.work.is_done() {
                     tokio::time::sleep(WALK_PAUSE).await;
                 }
@@ -365,15 +369,28 @@ impl Collector {
         };
         let is_sparse = !verdict.sparse.is_empty() || !verdict.tiny.is_empty();
         self.work.visited(leaf, verdict.tally, is_sparse);
-        self.garbage.extend(verdict.garbage);
+        self.garbage.extend(verdict.garbage.into_iter().map(|entry| (entry.sequence, entry)));
         Ok(())
     }
 
-    async fn judge(&self, leaf: u64) -> Result<crate::gc::judge::Verdict, VolumeError> {
+    async fn judge(&self, leaf: u64) -> Result<Verdict, VolumeError> {
         let (first, last) = keys_of(leaf);
-        let root = self.core.state().roots.objects;
-        let leaves = tree::leaves(&*self.core.frames, MapKind::Objects, root.as_ref(), first, last).await?;
+        loop {
+            let root = self.core.state().roots.objects;
+            let leaves =
+                tree::leaves(&*self.core.frames, MapKind::Objects, root.as_ref(), first, last).await?;
+            if let Some(verdict) = self.judge_leaves(root, &leaves) {
+                return Ok(verdict);
+            }
+        }
+    }
+
+    /// `None` where these are not of the maps any more: then it may be forgotten what of them is deleted.
+    fn judge_leaves(&self, root: Option<Root>, leaves: &[Arc<Page>]) -> Option<Verdict> {
         let state = self.core.state();
+        if state.roots.objects != root {
+            return None;
+        }
         let shared = self.core.collecting();
         let pinned = |born, died| state.snapshots.needs(born, died);
         let is_deleted = |sequence: Sequence| shared.deleted.contains_key(&sequence);
@@ -392,22 +409,22 @@ impl Collector {
         let mut verdict = judge.judge(&entries.flatten().copied().collect::<Vec<_>>());
         let is_page = |entry: &Entry| shared.page_objects.contains(&entry.sequence);
         verdict.tiny.retain(|entry| !is_page(entry));
-        if verdict.tiny.len() < crate::gc::judge::TINY_MIN {
+        if verdict.tiny.len() < TINY_MIN {
             verdict.tiny.clear();
         }
-        Ok(verdict)
+        Some(verdict)
     }
 
     /// Deletes what was found to be garbage.
     async fn delete(&mut self) -> Result<(), VolumeError> {
-        for batch in std::mem::take(&mut self.garbage).chunks(DELETES_MAX) {
+        let garbage: Vec<Entry> = std::mem::take(&mut self.garbage).into_values().collect();
+        // They are looked at again, whatever comes of this.
+        self.work.touch(garbage.iter().map(|entry| leaf_of(entry.sequence)));
+        for batch in garbage.chunks(DELETES_MAX) {
             while self.core.collecting().is_full() {
                 self.core.cut_wanted.notify_one();
                 self.core.collect_wanted.notified().await;
             }
-            let leaves: BTreeSet<u64> = batch.iter().map(|entry| leaf_of(entry.sequence)).collect();
-            // Should this fail, they are looked at again.
-            self.work.touch(leaves.iter().copied());
             claims::check(&self.core.bucket, self.tenure).await?;
             let names: Vec<String> =
                 batch.iter().map(|entry| names::object(entry.generation, entry.sequence)).collect();

@@ -376,7 +376,6 @@ impl Publisher {
         manifest.oldest_kept = self.oldest_kept(&cut);
         let Changed { changes, answers } = self.change_snapshots(&mut manifest);
         self.put(manifest).await?;
-        self.tell_collector(&news, checkpoint.as_ref(), &changes);
         self.apply(&cut, &news, checkpoint, &changes);
         self.settle(cut.lsn).await?;
         if cut.written {
@@ -438,6 +437,8 @@ impl Publisher {
         changes: &[SnapshotChange],
     ) {
         let mut state = self.core.state_mut();
+        // In one step: what is gone from the table is not to be deleted once more.
+        self.tell_collector(news, checkpoint.as_ref(), changes);
         if let Some(checkpoint) = checkpoint {
             state.roots = checkpoint.roots;
             state.checkpointing = None;
