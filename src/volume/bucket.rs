@@ -159,11 +159,26 @@ impl Bucket {
 
     /// The newest manifest, which must be whole, and whose parent must be what it says where it was kept.
     pub async fn newest_manifest(&self) -> Result<Published, VolumeError> {
-        let names = self.list_manifests().await?;
+        let mut names = self.list_manifests().await?;
+        loop {
+            match self.newest_of(&names).await {
+                // Its writer may have published since, and let it or its parent go.
+                Err(error @ VolumeError::NoManifest { .. }) => {
+                    let before = std::mem::replace(&mut names, self.list_manifests().await?);
+                    if before.last() == names.last() {
+                        return Err(error);
+                    }
+                }
+                newest => return newest,
+            }
+        }
+    }
+
+    async fn newest_of(&self, names: &[(Generation, Epoch)]) -> Result<Published, VolumeError> {
         let (generation, epoch) =
             *names.last().ok_or_else(|| VolumeError::NoManifest { detail: "there is none".to_owned() })?;
         if generation == Generation(0) {
-            return self.first_manifest(&names).await;
+            return self.first_manifest(names).await;
         }
         let newest = self.load_manifest(generation, epoch).await?;
         let newest = newest.ok_or_else(|| VolumeError::NoManifest {
@@ -295,12 +310,14 @@ impl Bucket {
             }
             Err(error) => Err(error.into()),
         };
-        let head = get(Range::Part { offset: 0, length: object::HEADER_BYTES as u64 }).await?;
+        let (head, foot) = futures::try_join!(
+            get(Range::Part { offset: 0, length: object::HEADER_BYTES as u64 }),
+            get(Range::Suffix { length: object::FOOTER_BYTES as u64 }),
+        )?;
         let found = object::decode_header(&head.bytes).map_err(|error| VolumeError::damaged(name, error))?;
         if (found.owner, found.generation, found.sequence) != (self.header.volume, generation, sequence) {
             return Err(VolumeError::damaged(name, SealError::Broken));
         }
-        let foot = get(Range::Suffix { length: object::FOOTER_BYTES as u64 }).await?;
         let footer = object::Footer::decode(&foot.bytes, foot.object_bytes);
         let footer = footer.map_err(|error| VolumeError::damaged(name, error))?;
         let length = u64::from(footer.index_bytes) + object::FOOTER_BYTES as u64;

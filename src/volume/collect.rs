@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use futures::stream::StreamExt;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
@@ -52,6 +53,8 @@ const DELETES_MAX: usize = 1000;
 const DELETED_MAX: usize = 1 << 16;
 /// Pages that wait for a checkpoint to be moved.
 const PAGES_MAX: usize = 256;
+/// Indexes read at once.
+const INDEX_LOADS_MAX: usize = 16;
 /// Objects known to hold pages, so that they are not taken for tiny ones again and again.
 const PAGE_OBJECTS_MAX: usize = 4096;
 /// An object below this share of the usual length is tiny.
@@ -444,7 +447,9 @@ impl Collector {
     /// Moves what lives in the sparse objects of a leaf: as much as an object holds.
     async fn compact(&mut self, leaf: u64) -> Result<(), VolumeError> {
         let verdict = self.judge(leaf).await?;
-        let room = self.core.settings.object_bytes;
+        // While one is on its way no other is prepared: so it may be two cuts' worth where much is to be done.
+        let worth = if self.work.is_sparse() { 2 } else { 1 };
+        let room = worth * self.core.settings.object_bytes;
         let chosen = self.budget.choose(&verdict.sparse, &verdict.tiny, room);
         if chosen.is_empty() {
             return Ok(());
@@ -453,8 +458,14 @@ impl Collector {
         self.work.push_sparse(leaf);
         let mut runs: Vec<Run> = Vec::new();
         let mut objects: BTreeSet<(Generation, Sequence)> = BTreeSet::new();
+        let bucket = &self.core.bucket;
+        let mut loads = Vec::with_capacity(chosen.len());
         for entry in &chosen {
-            match self.core.bucket.explain(entry.generation, entry.sequence).await {
+            loads.push(bucket.explain(entry.generation, entry.sequence));
+        }
+        let explained: Vec<_> = futures::stream::iter(loads).buffered(INDEX_LOADS_MAX).collect().await;
+        for (entry, explained) in chosen.iter().zip(explained) {
+            match explained {
                 Ok(new) if new.index.parts == 0 => self.move_pages(new.object, &new.index).await?,
                 Ok(new) => {
                     objects.insert((entry.generation, entry.sequence));
