@@ -7,6 +7,7 @@ pub mod cli;
 pub mod control;
 pub mod format;
 pub mod fsck;
+pub mod gc;
 pub mod map;
 pub mod nbd;
 pub mod seal;

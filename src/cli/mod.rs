@@ -9,6 +9,7 @@ mod diff;
 mod exit;
 mod exports;
 mod fsck;
+mod gc;
 mod info;
 mod init;
 mod key;
@@ -87,6 +88,8 @@ enum Command {
     Clone(Box<clone::Clone>),
     /// Say how the open server of a volume on this host does, and how far behind its bucket is.
     Status(status::Status),
+    /// Delete what nobody needs, and move what is left of sparse objects.
+    Gc(gc::Gc),
     /// Wait until everything that the open server on this host has acknowledged is in the bucket.
     Sync(sync::Sync),
 }
@@ -126,6 +129,7 @@ pub fn main() -> ExitCode {
             Command::Snapshot(command) => command.run().await,
             Command::Clone(command) => command.run().await,
             Command::Status(command) => command.run().await,
+            Command::Gc(command) => command.run().await,
             Command::Sync(command) => command.run().await,
         }
         .map(|()| exit::DONE)

@@ -14,7 +14,9 @@ use super::{
     secret::SecretArgs,
     serve::{Addresses, Signals, bind, describe, server},
     served,
-    size::{Lag, parse_duration, parse_lag, parse_size, parse_size_or_none, show_size},
+    size::{
+        Lag, parse_duration, parse_duration_or_none, parse_lag, parse_size, parse_size_or_none, show_size,
+    },
     target::Target,
     tell,
 };
@@ -93,6 +95,9 @@ struct Tuning {
     /// [default: no more than the log holds].
     #[arg(long, value_name = "TIME|SIZE", value_parser = parse_lag)]
     max_lag: Vec<Lag>,
+    /// How long what the newest epoch does not need any more stays for readers on other hosts that have an older one.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration_or_none, default_value = "5m")]
+    gc_grace: Duration,
     /// Answer a read with an I/O error when the store does not answer for this long [default: wait].
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     read_timeout: Option<Duration>,
@@ -134,6 +139,7 @@ impl Tuning {
             lag_time_max,
             lag_bytes_max,
             read_timeout: self.read_timeout,
+            gc_grace: self.gc_grace,
             ..Settings::default()
         })
     }

@@ -13,7 +13,7 @@ use super::{
     tell,
 };
 use crate::{
-    control::{Answer, Progress, Request, Resized, client::Client},
+    control::{Answer, Collected, Progress, Request, Resized, client::Client},
     format::manifest::Snapshot,
     seal::frame::Compression,
     volume::{
@@ -40,6 +40,7 @@ pub(super) async fn perform(core: &Arc<Core>, request: &Request) -> Option<Resul
         Request::SnapshotRename { name, to } => Change::Rename { from: name, to },
         Request::SnapshotPin { name, clone } => return Some(told(core.pin(name.as_deref(), clone).await)),
         Request::SnapshotCreateFor { copy } => return Some(told(core.take_for_clone(&copy).await)),
+        Request::Collect { strays } => return Some(collect(core, strays).await),
         Request::SnapshotList => return Some(list_snapshots(core).await),
         Request::Resize { from_bytes, size_bytes, dry_run } => {
             return Some(resize(core, from_bytes, size_bytes, dry_run).await.map(Answer::Resized));
@@ -75,6 +76,21 @@ async fn resize(
         core.resize(from_bytes, size_bytes).await?;
     }
     Ok(resized)
+}
+
+async fn collect(core: &Core, strays: bool) -> Result<Answer, VolumeError> {
+    let before = core.collecting().figures();
+    let figures = core.collect().await?;
+    let strays = if strays { Some(core.delete_strays().await?) } else { None };
+    Ok(Answer::Collected(Collected {
+        deleted_objects: figures.deleted - before.deleted,
+        deleted_bytes: figures.deleted_bytes - before.deleted_bytes,
+        moved_bytes: figures.moved_bytes - before.moved_bytes,
+        waiting_objects: figures.waiting,
+        waiting_bytes: figures.waiting_bytes,
+        stray_objects: strays.map(|strays| strays.objects),
+        stray_bytes: strays.map(|strays| strays.bytes),
+    }))
 }
 
 async fn list_snapshots(core: &Arc<Core>) -> Result<Answer, VolumeError> {

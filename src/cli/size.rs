@@ -58,6 +58,11 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(duration).ok().filter(|duration| !duration.is_zero()).ok_or_else(wrong)
 }
 
+/// Reads a duration that may be none at all.
+pub(super) fn parse_duration_or_none(text: &str) -> Result<Duration, String> {
+    if text == "0" || text == "0s" { Ok(Duration::ZERO) } else { parse_duration(text) }
+}
+
 /// How far behind a bucket may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lag {

@@ -15,7 +15,7 @@ use crate::{
     store::metered::CallTotals,
     volume::{
         format_time,
-        status::{Condition, LastError, VolumeStatus},
+        status::{Condition, GarbageStatus, LastError, VolumeStatus},
     },
 };
 
@@ -99,6 +99,9 @@ fn text(name: &str, facts: &Facts) -> String {
         lines.push(("log", format!("{} of {}{full}", show_size(log.used_bytes), show_size(log.bytes_max))));
     }
     lines.push(("cache", cache(volume)));
+    if let Some(garbage) = &volume.garbage {
+        lines.push(("garbage", describe(garbage)));
+    }
     lines.push(("memory", memory(facts)));
     let client = |client: &crate::nbd::Client| match client.address {
         Some(address) => format!("{address} ({})", client.export),
@@ -185,6 +188,19 @@ fn cache(volume: &VolumeStatus) -> String {
         _ => format!("{:.1} % of {asked} frames found", cache.hits as f64 * 100.0 / asked as f64),
     };
     format!("{} of {}, {rate}", show_size(cache.used_bytes), show_size(cache.bytes_max))
+}
+
+fn describe(garbage: &GarbageStatus) -> String {
+    let waiting = match garbage.waiting_objects {
+        0 => "none waiting".to_owned(),
+        objects => format!("{objects} waiting ({})", show_size(garbage.waiting_bytes)),
+    };
+    format!(
+        "{} objects deleted ({}), {} moved, {waiting}",
+        garbage.deleted_objects,
+        show_size(garbage.deleted_bytes),
+        show_size(garbage.moved_bytes)
+    )
 }
 
 fn memory(facts: &Facts) -> String {

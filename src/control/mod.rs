@@ -26,7 +26,7 @@ use std::sync::Mutex;
 
 use async_trait::async_trait;
 
-pub use protocol::{Answer, Hello, Refusal, RefusalKind, Reply, Request, Resized, VERSION};
+pub use protocol::{Answer, Collected, Hello, Refusal, RefusalKind, Reply, Request, Resized, VERSION};
 pub use server::{Limits, Server};
 pub use socket::{ControlSocket, SOCKET};
 pub use status::{Status, StoreStatus};

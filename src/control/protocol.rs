@@ -34,6 +34,11 @@ pub enum Request {
         /// Change nothing, but count what would be discarded.
         dry_run: bool,
     },
+    /// Collect garbage until nothing is left that may go.
+    Collect {
+        /// Whether objects go as well that nothing names.
+        strays: bool,
+    },
     /// Take a snapshot of all that was acknowledged before.
     SnapshotCreate {
         /// Its name.
@@ -91,6 +96,8 @@ pub enum Answer {
     Resized(Resized),
     /// It is done.
     Done,
+    /// To [`Request::Collect`].
+    Collected(Collected),
     /// The snapshot that was taken, deleted or renamed.
     Snapshot(SnapshotInfo),
     /// To [`Request::SnapshotList`]: oldest first.
@@ -114,6 +121,25 @@ pub struct Resized {
     /// The programs of the NBD clients that are connected, and go on with the size that they know; none where it is not
     /// known which.
     pub clients: Vec<Option<String>>,
+}
+
+/// Garbage that was collected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collected {
+    /// Objects deleted.
+    pub deleted_objects: u64,
+    /// Their lengths, bytes.
+    pub deleted_bytes: u64,
+    /// Plaintext moved out of sparse objects, bytes.
+    pub moved_bytes: u64,
+    /// Dead objects that wait for the grace time.
+    pub waiting_objects: u64,
+    /// Their lengths, bytes.
+    pub waiting_bytes: u64,
+    /// Objects deleted that nothing named, where that was asked for.
+    pub stray_objects: Option<u64>,
+    /// Their lengths, bytes.
+    pub stray_bytes: Option<u64>,
 }
 
 /// Who serves which volume.

@@ -7,10 +7,11 @@ use crate::{
     format::{
         ids::{Generation, Sequence},
         index::MapKind,
-        page::Page,
+        page::{ObjectInfo, Page},
     },
     volume::{
         error::{Kind, VolumeError},
+        snapshots::SnapshotTable,
         walk::Walk,
     },
 };
@@ -22,9 +23,12 @@ impl Check<'_> {
         let own = self.bucket().header.volume;
         let mut missing = self.lost.missing(own);
         missing.extend(reader.missing(own));
-        if missing.is_empty() || !self.has_moved_on().await? {
+        let dead = std::mem::take(&mut self.dead_missing);
+        if (missing.is_empty() && dead.is_empty()) || !self.has_moved_on().await? {
+            dead.into_iter().for_each(|name| self.add(Finding::DeadObject { name, found: None }));
             return Ok(());
         }
+        self.report.counts.collected += dead.len() as u64;
         let needed = match self.needed(&missing).await {
             Ok(needed) => needed,
             // Then nothing can be excused.
@@ -40,7 +44,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Those of `names` that the newest manifest lists, or that have an entry in its object table and have not died.
+    /// Those of `names` that the newest manifest lists, or that have an entry in its object table and are needed by it or by a
+    /// snapshot.
     async fn needed(
         &self,
         names: &BTreeSet<(Generation, Sequence)>,
@@ -48,6 +53,7 @@ impl Check<'_> {
         let newest = self.bucket().newest_manifest().await?.manifest;
         let listed = newest.objects.iter().map(|listed| (listed.generation, listed.sequence));
         let mut needed: BTreeSet<_> = listed.filter(|name| names.contains(name)).collect();
+        let snapshots = SnapshotTable::load(self.bucket(), &newest).await?;
         let sequences: BTreeSet<u64> = names.iter().map(|name| name.1.0).collect();
         let wanted = |first, last| sequences.range(first..=last).next().is_some();
         let root = newest.roots.objects.as_ref();
@@ -55,7 +61,8 @@ impl Check<'_> {
         while let Some((_, page)) = walk.next().await {
             let page = page?;
             let Page::Objects(entries) = &*page else { continue };
-            let alive = entries.iter().filter(|(_, info)| info.died.is_none());
+            let is_needed = |info: &ObjectInfo| info.died.is_none() || snapshots.needs(info.born, info.died);
+            let alive = entries.iter().filter(|(_, info)| is_needed(info));
             let alive = alive.map(|(sequence, info)| (info.generation, *sequence));
             needed.extend(alive.filter(|name| names.contains(name)));
         }

@@ -42,6 +42,8 @@ pub(super) struct Knot {
     nonce: u64,
     host: String,
     time_ms: u64,
+    /// Epoch of its roots.
+    roots: Epoch,
     /// Written under the header that is there.
     header: bool,
 }
@@ -51,6 +53,15 @@ pub(super) struct Knot {
 pub(super) struct Head {
     pub(super) manifest: Manifest,
     knots: BTreeMap<ManifestName, Result<Knot, OpenError>>,
+}
+
+impl Head {
+    /// What died up to here is needed by no manifest that is kept.
+    pub(super) fn horizon(&self) -> Epoch {
+        let kept = self.knots.iter().filter(|(name, _)| name.1 >= self.manifest.oldest_kept);
+        let roots = kept.filter_map(|(_, knot)| Some(knot.as_ref().ok()?.roots)).min();
+        roots.unwrap_or(self.manifest.roots.epoch)
+    }
 }
 
 impl Check<'_> {
@@ -167,6 +178,7 @@ impl Check<'_> {
                         nonce: manifest.nonce,
                         host: manifest.writer.host.clone(),
                         time_ms: manifest.time_ms,
+                        roots: manifest.roots.epoch,
                         header: manifest.header == bucket.header_digest,
                     };
                     knots.insert(name, Ok(knot));

@@ -166,6 +166,8 @@ struct Check<'a> {
     others: Others,
     /// Pages of maps that were read before the object table was known.
     own_pages: Vec<FrameRef>,
+    /// Dead objects that are missing, though a manifest that is kept may need them.
+    dead_missing: Vec<String>,
     /// The newest manifest in the listing that the check goes by.
     newest_listed: Option<ManifestName>,
 }
@@ -182,6 +184,7 @@ impl<'a> Check<'a> {
             lost: Lost::default(),
             others: Others::default(),
             own_pages: Vec::new(),
+            dead_missing: Vec::new(),
             newest_listed: None,
         }
     }
@@ -209,7 +212,7 @@ impl<'a> Check<'a> {
         self.check_unknown_keys().await?;
         let listed = self.check_listed(&head.manifest).await?;
         let snapshots = self.check_snapshots(&head).await?;
-        let mut ledger = self.check_table(&head.manifest, &listed, &snapshots).await?;
+        let mut ledger = self.check_table(&head, &listed, &snapshots).await?;
         let sample = match self.options.level {
             Level::ReadData(sample) => Some(sample),
             Level::Quick | Level::Default => None,

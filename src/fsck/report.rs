@@ -61,6 +61,8 @@ pub struct Counts {
     pub frame_bytes: u64,
     /// Blocks with data, bytes.
     pub mapped_bytes: u64,
+    /// Dead objects that are deleted already, and leave the table with the next checkpoint.
+    pub collected: u64,
     /// Objects in the bucket that the volume does not know.
     pub strays: u64,
     /// Their lengths, bytes.

@@ -8,13 +8,14 @@ use super::{
     Blocks, Check, Finding, Level, Stage,
     detail::{EntryProblem, Total},
     finding::object_name,
+    line::Head,
     listed::Listed,
     listing::{Listing, NAMES_MAX},
     object::{Found, Known, look},
 };
 use crate::{
     format::{
-        ids::{FrameRef, Generation, ObjectRef, Sequence, VolumeId},
+        ids::{Epoch, FrameRef, Generation, ObjectRef, Sequence, VolumeId},
         index::{MapKind, Run},
         manifest::{Manifest, Snapshot},
         names,
@@ -193,6 +194,8 @@ struct TablePass<'a> {
     manifest: &'a Manifest,
     listed: &'a Listed,
     snapshots: &'a [Snapshot],
+    /// What died up to here may be deleted.
+    horizon: Epoch,
     ledger: Ledger,
     before: Option<Generation>,
     /// None where the bucket is not looked at.
@@ -205,10 +208,11 @@ impl Check<'_> {
     /// object.
     pub(super) async fn check_table(
         &mut self,
-        manifest: &Manifest,
+        head: &Head,
         listed: &Listed,
         snapshots: &[Snapshot],
     ) -> Result<Ledger, VolumeError> {
+        let manifest = &head.manifest;
         self.progress.begin(Stage::Objects, Some(manifest.totals.objects));
         self.progress.advance(listed.objects.len() as u64);
         let quick = self.options.level == Level::Quick;
@@ -216,6 +220,7 @@ impl Check<'_> {
             manifest,
             listed,
             snapshots,
+            horizon: head.horizon(),
             ledger: Ledger::new(self.bucket().header.volume, listed),
             before: None,
             listing: (!quick).then(|| Listing::new(self.bucket().store.clone(), NAMES_MAX)),
@@ -299,6 +304,10 @@ impl Check<'_> {
         let needed = is_needed(info, pass.snapshots);
         match found {
             Some(found) if found == info.bytes => return Ok(needed),
+            None if !needed && info.died.is_some_and(|died| died <= pass.horizon) => {
+                self.report.counts.collected += 1;
+            }
+            None if !needed => self.dead_missing.push(name),
             found if !needed => self.add(Finding::DeadObject { name, found }),
             found => {
                 self.lost.object(self.direct.bucket.header.volume, known.name(), found, info.bytes, false)

@@ -152,10 +152,7 @@ impl fmt::Display for Finding {
                 )
             }
             Self::DeadObject { name, found: None } => {
-                write!(
-                    f,
-                    "{name}: already deleted; its entry in the object table goes with the next collection"
-                )
+                write!(f, "{name}: missing; nothing needs it any more but manifests older than the newest")
             }
             Self::DeadObject { name, found: Some(found) } => {
                 write!(

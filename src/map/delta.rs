@@ -20,6 +20,8 @@ pub struct Delta {
     pub listed: Vec<ListedObject>,
     /// How many of them are of cuts; the others hold pages of the checkpoint that this delta follows.
     pub cut_objects: usize,
+    /// Their lengths, bytes.
+    pub cut_bytes: u64,
     /// What each of them still has in `extents`.
     pub objects: BTreeMap<Sequence, ObjectInfo>,
     /// Plaintext that objects of earlier checkpoints hold for `extents` again, bytes.
@@ -66,6 +68,7 @@ impl Delta {
             extents: ExtentMap::default(),
             listed: Vec::new(),
             cut_objects: 0,
+            cut_bytes: 0,
             objects: BTreeMap::new(),
             gained: BTreeMap::new(),
             snapshots: Vec::new(),
@@ -85,7 +88,10 @@ impl Delta {
         let epoch = new.listed.epoch;
         self.epoch = self.epoch.max(epoch);
         self.listed.push(new.listed);
-        self.cut_objects += usize::from(new.index.parts > 0);
+        if new.index.parts > 0 {
+            self.cut_objects += 1;
+            self.cut_bytes += new.listed.bytes;
+        }
         self.objects.insert(new.listed.sequence, new.info());
         self.lay_all(new);
     }

@@ -101,6 +101,8 @@ pub enum ObjectChange {
         /// Let go, bytes.
         freed: u64,
     },
+    /// It was deleted: its entry goes.
+    Deleted,
 }
 
 /// Changes of the object table by one checkpoint.
@@ -120,6 +122,8 @@ impl ObjectChanges {
         match self.changes.entry(sequence).or_insert(ObjectChange::Freed(0)) {
             ObjectChange::New(info) => release(info, bytes, self.epoch),
             ObjectChange::Freed(freed) | ObjectChange::Gained { freed, .. } => *freed += bytes,
+            // Nothing of it was named any more.
+            ObjectChange::Deleted => {}
         }
     }
 
@@ -179,6 +183,9 @@ impl Changes for ObjectChanges {
                         info.died = None;
                         release(info, *freed, self.epoch);
                     }
+                }
+                ObjectChange::Deleted => {
+                    entries.remove(sequence);
                 }
             }
         }

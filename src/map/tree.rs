@@ -133,6 +133,26 @@ pub async fn leaves<P: Pages>(
     Ok(Vec::new())
 }
 
+/// The page of a map at `level` from `first_key` on, if there is one. Loads those above it.
+pub async fn find<P: Pages>(
+    pages: &P,
+    map: MapKind,
+    root: Option<&Root>,
+    level: u8,
+    first_key: u64,
+) -> Result<Option<FrameRef>, P::Error> {
+    let Some(root) = root.filter(|root| root.level >= level) else { return Ok(None) };
+    let mut at = PageAt { frame: root.page(), map, level: root.level, first_key: 0 };
+    while at.level > level {
+        let page = pages.load(at).await?;
+        match children_within(&at, &page, first_key, first_key).first() {
+            Some(child) => at = *child,
+            None => return Ok(None),
+        }
+    }
+    Ok((at.first_key == first_key).then_some(at.frame))
+}
+
 fn children_within(at: &PageAt, page: &Page, first: u64, last: u64) -> Vec<PageAt> {
     let Page::Inner(children) = page else { return Vec::new() };
     let place = |(slot, frame): &(u16, FrameRef)| PageAt {
@@ -150,6 +170,17 @@ async fn load_all<P: Pages>(pages: &P, row: &[PageAt]) -> Result<Vec<Arc<Page>>,
         .buffered(PAGE_LOADS_MAX)
         .try_collect()
         .await
+}
+
+/// First keys of all leaves, ascending. Loads the pages above them.
+pub async fn leaf_keys<P: Pages>(pages: &P, map: MapKind, root: Option<&Root>) -> Result<Vec<u64>, P::Error> {
+    let Some(root) = root else { return Ok(Vec::new()) };
+    let mut row = vec![PageAt { frame: root.page(), map, level: root.level, first_key: 0 }];
+    for _ in 0..root.level {
+        let loaded = load_all(pages, &row).await?;
+        row = row.iter().zip(&loaded).flat_map(|(at, page)| children_within(at, page, 0, u64::MAX)).collect();
+    }
+    Ok(row.iter().map(|at| at.first_key).collect())
 }
 
 /// The extents of the block map that touch `run`, clipped to it, ascending; what is in none was never written.

@@ -18,7 +18,7 @@ use crate::{
         codec,
         envelope::{Content, MANIFEST_BYTES_MAX, SMALL_BYTES_MAX},
         header::Header,
-        ids::{Epoch, FrameRef, Generation, ObjectRef, VolumeId},
+        ids::{Epoch, FrameRef, Generation, ObjectRef, Sequence, VolumeId},
         index::Index,
         manifest::{Digest, ListedObject, Manifest, ManifestLink},
         names, object,
@@ -233,11 +233,26 @@ impl Bucket {
 
     /// The newest manifest, which must be whole, and whose parent must be what it says where it was kept.
     pub async fn newest_manifest(&self) -> Result<Published, VolumeError> {
-        let names = self.list_manifests().await?;
+        let mut names = self.list_manifests().await?;
+        loop {
+            match self.newest_of(&names).await {
+                // Its writer may have published since, and let it or its parent go.
+                Err(error @ VolumeError::NoManifest { .. }) => {
+                    let before = std::mem::replace(&mut names, self.list_manifests().await?);
+                    if before.last() == names.last() {
+                        return Err(error);
+                    }
+                }
+                newest => return newest,
+            }
+        }
+    }
+
+    async fn newest_of(&self, names: &[(Generation, Epoch)]) -> Result<Published, VolumeError> {
         let (generation, epoch) =
             *names.last().ok_or_else(|| VolumeError::NoManifest { detail: "there is none".to_owned() })?;
         if generation == Generation(0) {
-            return self.first_manifest(&names).await;
+            return self.first_manifest(names).await;
         }
         let newest = self.load_manifest(generation, epoch).await?;
         let newest = newest.ok_or_else(|| VolumeError::NoManifest {
@@ -356,6 +371,54 @@ impl Bucket {
         }
         let index = self.open_index(reference, &tail.bytes, tail.object_bytes)?;
         Ok(NewObject { listed, object: reference, index: Arc::new(index) })
+    }
+
+    /// Reads header and index of an object of this volume of which nothing is known but its name.
+    pub async fn explain(
+        &self,
+        generation: Generation,
+        sequence: Sequence,
+    ) -> Result<NewObject, VolumeError> {
+        whole(|| self.explain_once(generation, sequence)).await
+    }
+
+    pub(super) async fn explain_once(
+        &self,
+        generation: Generation,
+        sequence: Sequence,
+    ) -> Result<NewObject, VolumeError> {
+        let name = &names::object(generation, sequence);
+        let get = async |range| match self.store.get(name, range).await {
+            Ok(got) => Ok(got),
+            Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => {
+                Err(VolumeError::MissingObject { name: name.clone() })
+            }
+            Err(error) => Err(error.into()),
+        };
+        let (head, foot) = futures::try_join!(
+            get(Range::Part { offset: 0, length: object::HEADER_BYTES as u64 }),
+            get(Range::Suffix { length: object::FOOTER_BYTES as u64 }),
+        )?;
+        let found = object::decode_header(&head.bytes).map_err(|error| VolumeError::damaged(name, error))?;
+        if (found.owner, found.generation, found.sequence) != (self.header.volume, generation, sequence) {
+            return Err(VolumeError::damaged(name, SealError::Broken));
+        }
+        let footer = object::Footer::decode(&foot.bytes, foot.object_bytes);
+        let footer = footer.map_err(|error| VolumeError::damaged(name, error))?;
+        let length = u64::from(footer.index_bytes) + object::FOOTER_BYTES as u64;
+        let tail = get(Range::Suffix { length }).await?;
+        let index = self.open_index(found, &tail.bytes, tail.object_bytes)?;
+        let sealed = &tail.bytes[..tail.bytes.len().saturating_sub(object::FOOTER_BYTES)];
+        let listed = ListedObject {
+            generation,
+            sequence,
+            salt: found.salt,
+            epoch: index.epoch,
+            bytes: tail.object_bytes,
+            index_bytes: footer.index_bytes,
+            digest: digest(sealed),
+        };
+        Ok(NewObject { listed, object: found, index: Arc::new(index) })
     }
 
     /// Opens the index in the last bytes of an object.

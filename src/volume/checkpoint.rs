@@ -9,9 +9,9 @@
 //! Nothing refers to the new pages until a manifest with their roots is published. A checkpoint that does not come so
 //! far leaves strays.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use async_trait::async_trait;
@@ -19,18 +19,19 @@ use async_trait::async_trait;
 use super::{
     claims::Tenure,
     core::Core,
-    env::random_bytes,
     error::VolumeError,
     object::{BuiltObject, CutFacts, ObjectBuilder},
+    upload,
 };
 use crate::{
     format::{
-        ids::{Epoch, FrameRef, Generation, ObjectRef, Sequence},
+        ids::{Epoch, FrameRef, Generation, Sequence},
         index::{FrameKind, MapKind, Maps},
         manifest::Roots,
         names,
         page::{Extent, Page, Target},
     },
+    gc::work::leaf_of,
     map::{
         delta::{Delta, NewObject},
         objects::{BlockChanges, ObjectChange, ObjectChanges},
@@ -55,6 +56,10 @@ pub struct Checkpoint {
     pub unlisted: (u64, u64),
     /// Of a rollback: what else is again as it was.
     pub back_to: Option<BackTo>,
+    /// Objects whose entries went from the object table, and their lengths, bytes.
+    pub deleted: BTreeMap<Sequence, u64>,
+    /// Leaves of the object table in which an object lost something, by number.
+    pub touched: BTreeSet<u64>,
 }
 
 /// What a rollback brings back beside the map.
@@ -87,6 +92,8 @@ pub struct Job {
     /// Whether the last object says that these are the maps as of `facts`. Those of a rollback are not: they say what an
     /// earlier cut said, and are found by the manifest that publishes them alone.
     pub explained: bool,
+    /// Objects that are deleted, and their lengths, bytes: their entries go.
+    pub deleted: BTreeMap<Sequence, u64>,
 }
 
 /// Writes the pages for a delta.
@@ -112,10 +119,14 @@ pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
     let news = job.delta.objects.iter().map(|(sequence, info)| (*sequence, ObjectChange::New(*info)));
     changes.changes.extend(news);
     job.delta.gained.iter().for_each(|(sequence, bytes)| changes.gain(*sequence, *bytes));
+    changes.changes.extend(job.deleted.keys().map(|sequence| (*sequence, ObjectChange::Deleted)));
     for (sequence, bytes) in std::mem::take(&mut pages.freed) {
         changes.free(sequence, bytes);
     }
     close_over(core, job, &mut changes).await?;
+    let lost = |change: &ObjectChange| !matches!(change, ObjectChange::Freed(0) | ObjectChange::Deleted);
+    let touched = changes.changes.iter().filter(|(_, change)| lost(change));
+    let touched = touched.map(|(sequence, _)| leaf_of(*sequence)).collect();
     let objects =
         tree::rewrite::<_, _, _, VolumeError>(&*core.frames, job.roots.objects, &changes, &mut pages).await?;
     let roots = Roots { epoch: job.delta.epoch, blocks, objects, snapshots };
@@ -129,6 +140,8 @@ pub async fn run(core: &Core, job: &Job) -> Result<Checkpoint, VolumeError> {
         moved: job.moved.clone(),
         unlisted: (0, 0),
         back_to: None,
+        deleted: job.deleted.clone(),
+        touched,
     })
 }
 
@@ -168,12 +181,7 @@ impl<'a> PageWriter<'a> {
 
     fn begin(&self) -> ObjectBuilder {
         let Job { tenure, sequences, facts, .. } = self.job;
-        let object = ObjectRef {
-            owner: self.core.bucket.header.volume,
-            generation: tenure.generation,
-            sequence: Sequence(sequences.fetch_add(1, Ordering::Relaxed)),
-            salt: random_bytes(&*self.core.env.random),
-        };
+        let object = upload::object(self.core, *tenure, sequences);
         ObjectBuilder::new(&self.core.bucket.keys, object, self.core.settings.compression, *facts)
     }
 

@@ -12,9 +12,9 @@ use tokio::sync::{Notify, Semaphore, watch};
 use wal::Lsn;
 
 use super::{
-    bucket::Bucket, earlier::Rebased, env::Env, error::VolumeError, frames::Frames, log::Log,
-    payload::PayloadMemory, readahead::Streams, rollback::Asked, settings::Settings, snapshots::Pending,
-    state::State, status::Noted, waiters::Waiters,
+    bucket::Bucket, collect::Shared, earlier::Rebased, env::Env, error::VolumeError, frames::Frames,
+    log::Log, moves::Offers, payload::PayloadMemory, readahead::Streams, rollback::Asked, settings::Settings,
+    snapshots::Pending, state::State, status::Noted, waiters::Waiters,
 };
 use crate::{
     format::ids::{Epoch, Generation},
@@ -44,6 +44,8 @@ pub struct Core {
     pub noted: Noted,
     /// Wakes the publisher: there may be a reason to cut.
     pub cut_wanted: Notify,
+    /// Wakes the collector: there may be something to do.
+    pub collect_wanted: Notify,
     /// Objects being packed or uploaded hold one each.
     pub upload_slots: Semaphore,
     /// Cuts up to this LSN are wanted at once.
@@ -52,7 +54,11 @@ pub struct Core {
     cuts_held: AtomicBool,
     streams: Mutex<Streams>,
     moving: Mutex<Vec<PageAt>>,
+    /// Of a reader that goes on with newer epochs where its own was collected; held while it looks for one.
+    pub(super) following: Option<tokio::sync::Mutex<()>>,
     rebased: Mutex<Option<Rebased>>,
+    offers: Mutex<Offers>,
+    collecting: Mutex<Shared>,
     pending: Mutex<VecDeque<Pending>>,
     rollback: Mutex<Option<Asked>>,
     failed: watch::Sender<bool>,
@@ -96,12 +102,21 @@ impl Core {
             progress: watch::Sender::default(),
             noted: Noted::default(),
             cut_wanted: Notify::new(),
+            collect_wanted: Notify::new(),
             upload_slots: Semaphore::new(uploads_max),
             cut_to: Mutex::default(),
             cuts_held: AtomicBool::new(false),
             streams: Mutex::default(),
             moving: Mutex::default(),
+            following: None,
             rebased: Mutex::default(),
+            offers: Mutex::default(),
+            collecting: Mutex::new(Shared::new(
+                state.cut_epoch,
+                state.roots.epoch,
+                Epoch(0),
+                std::time::Duration::ZERO,
+            )),
             pending: Mutex::default(),
             rollback: Mutex::default(),
             failed: watch::Sender::new(false),
@@ -150,6 +165,7 @@ impl Core {
     pub fn release_cuts(&self) {
         self.cuts_held.store(false, Ordering::Release);
         self.cut_wanted.notify_one();
+        self.collect_wanted.notify_one();
     }
 
     /// Whether no cut is closed.
@@ -170,6 +186,16 @@ impl Core {
     /// Set where the state goes on with earlier maps, until the publisher has seen it.
     pub(super) fn rebased(&self) -> MutexGuard<'_, Option<Rebased>> {
         self.rebased.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Blocks that wait to be moved with a cut.
+    pub(super) fn offers(&self) -> MutexGuard<'_, Offers> {
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What publisher and collector tell each other. Taken within the state's lock, or without it.
+    pub fn collecting(&self) -> MutexGuard<'_, Shared> {
+        self.collecting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes of the snapshot table whose cuts are not published, oldest first. Taken within the state's lock, or without it.
@@ -200,6 +226,7 @@ impl Core {
         self.published.end();
         self.pending().clear();
         *self.rollback() = None;
+        self.offers().clear();
         if let Some(log) = &self.log {
             log.end_waits();
         }

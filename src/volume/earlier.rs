@@ -41,8 +41,8 @@ pub struct EarlierMaps {
     pub objects: Vec<ListedObject>,
     /// Blocks with data in those maps.
     mapped_blocks: u64,
-    /// Objects with pages of later checkpoints, which nothing names then, and their bytes.
-    dropped: (u64, u64),
+    /// Objects of which those maps and the objects since know, and their bytes.
+    known: (u64, u64),
     /// What they stand in for.
     instead_of: (Roots, Vec<ListedObject>),
 }
@@ -51,7 +51,7 @@ pub struct EarlierMaps {
 #[derive(Clone, Debug)]
 pub(super) struct Rebased {
     pub(super) mapped_blocks: u64,
-    pub(super) dropped: (u64, u64),
+    pub(super) known: (u64, u64),
     pub(super) inherited: Vec<Inherited>,
 }
 
@@ -90,9 +90,15 @@ pub async fn find(
         if older.roots.epoch < tried && same_snapshots {
             tried = older.roots.epoch;
             if is_whole(direct, &older.roots).await?
-                && let Some((objects, dropped)) = select(bucket, &older.roots, &listed, pages).await?
+                && let Some(objects) = select(bucket, &older.roots, &listed, pages).await?
             {
                 let mapped_blocks = older.totals.mapped_blocks;
+                // What its table has is counted there, though some of it may be deleted since.
+                let later = objects.iter().filter(|listed| listed.epoch > older.epoch);
+                let totals = older.totals;
+                let known = later.fold((totals.objects, totals.object_bytes), |(objects, bytes), listed| {
+                    (objects + 1, bytes + listed.bytes)
+                });
                 let instead_of = (newest.manifest.roots.clone(), newest.manifest.objects.clone());
                 let roots = older.roots;
                 return Ok(Some(EarlierMaps {
@@ -101,7 +107,7 @@ pub async fn find(
                     inherited: older.inherited,
                     objects,
                     mapped_blocks,
-                    dropped,
+                    known,
                     instead_of,
                 }));
             }
@@ -129,15 +135,14 @@ async fn is_whole(direct: &Direct, roots: &Roots) -> Result<bool, VolumeError> {
     Ok(true)
 }
 
-/// Those of `since` that `roots` do not hold, and the number and bytes of those that hold pages of later maps; `None`
-/// where one cannot be read.
+/// Those of `since` that `roots` do not hold, without those that hold pages of later maps; `None` where one cannot be read.
 async fn select(
     bucket: &Bucket,
     roots: &Roots,
     since: &BTreeMap<(Epoch, Sequence), ListedObject>,
     pages: &BTreeSet<ObjectName>,
-) -> Result<Option<(Vec<ListedObject>, (u64, u64))>, VolumeError> {
-    let (mut kept, mut dropped) = (Vec::new(), (0, 0));
+) -> Result<Option<Vec<ListedObject>>, VolumeError> {
+    let mut kept = Vec::new();
     for listed in since.values().filter(|listed| listed.epoch > roots.epoch) {
         let is_later_pages = match bucket.load_index(*listed).await {
             _ if pages.contains(&(listed.generation, listed.sequence)) => true,
@@ -145,13 +150,11 @@ async fn select(
             Err(error) if error.kind() == Kind::Corrupt => return Ok(None),
             Err(error) => return Err(error),
         };
-        if is_later_pages {
-            dropped = (dropped.0 + 1, dropped.1 + listed.bytes);
-        } else {
+        if !is_later_pages {
             kept.push(*listed);
         }
     }
-    Ok(Some((kept, dropped)))
+    Ok(Some(kept))
 }
 
 impl EarlierMaps {
@@ -189,8 +192,8 @@ impl Core {
         delta.epoch = state.delta.epoch;
         state.delta = delta;
         state.roots = maps.roots.clone();
-        let EarlierMaps { mapped_blocks, dropped, .. } = *maps;
-        *self.rebased() = Some(Rebased { mapped_blocks, dropped, inherited: maps.inherited.clone() });
+        let EarlierMaps { mapped_blocks, known, .. } = *maps;
+        *self.rebased() = Some(Rebased { mapped_blocks, known, inherited: maps.inherited.clone() });
         Ok(())
     }
 }

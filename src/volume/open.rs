@@ -16,9 +16,11 @@ use super::{
     base::Base,
     bucket::{Bucket, Published},
     claims,
+    collect::Shared,
     core::{Core, Progress},
     env::{Env, Local, random_bytes},
     error::VolumeError,
+    follow::is_gone,
     frames::Frames,
     layer::Layer,
     log::Log,
@@ -192,6 +194,13 @@ pub async fn open_repaired(
     if repair.hold_cuts {
         core.hold_cuts();
     }
+    let age_ms = core.env.clock.now_ms().saturating_sub(newest.manifest.time_ms);
+    *core.collecting() = Shared::new(
+        first.manifest.epoch,
+        first.manifest.roots.epoch,
+        first.manifest.oldest_kept,
+        std::time::Duration::from_millis(age_ms),
+    );
     let core = Arc::new(core);
     core.published.advance(position);
     let name = first.link;
@@ -258,8 +267,24 @@ pub async fn inspect(
 /// Opens the newest epoch for reading. Claims nothing, and uses the cache on disk where no writer on this host has it.
 pub async fn open_read_only(env: Env, bucket: Bucket, settings: Settings) -> Result<Volume, VolumeError> {
     let local = env.local.open(bucket.header.volume).map_err(VolumeError::local("state directory"))?;
-    let newest = bucket.newest_manifest().await?;
-    read_only_at(env, bucket, settings, &newest, local).await
+    let mut newest = bucket.newest_manifest().await?;
+    let delta = loop {
+        match load_delta(&bucket, &newest.manifest).await {
+            // Collected while it was read: then there is a newer one.
+            Err(error) if is_gone(&error) => {
+                let before = std::mem::replace(&mut newest, bucket.newest_manifest().await?);
+                if before.link == newest.link {
+                    return Err(error);
+                }
+            }
+            delta => break delta?,
+        }
+    };
+    let cache = local.as_ref().map(|local| open_cache(&env, local, &settings));
+    let frames = Arc::new(Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, cache));
+    let mut core = core_at(env, bucket, settings, &newest, delta, frames);
+    core.following = Some(tokio::sync::Mutex::default());
+    Ok(Volume::new(Arc::new(core), None, watch::channel(false).0, local))
 }
 
 /// Opens an epoch for reading.
@@ -272,7 +297,8 @@ pub(super) async fn read_only_at(
 ) -> Result<Volume, VolumeError> {
     let cache = local.as_ref().map(|local| open_cache(&env, local, &settings));
     let frames = Arc::new(Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, cache));
-    let core = core_at(env, bucket, settings, epoch, frames).await?;
+    let delta = load_delta(&bucket, &epoch.manifest).await?;
+    let core = core_at(env, bucket, settings, epoch, delta, frames);
     Ok(Volume::new(Arc::new(core), None, watch::channel(false).0, local))
 }
 
@@ -283,7 +309,8 @@ pub(super) async fn read_only_at(
 pub async fn open_snapshot(core: &Core, snapshot: &Snapshot) -> Result<Volume, VolumeError> {
     let (env, bucket, settings) = (core.env.clone(), core.bucket.clone(), core.settings.clone());
     let pinned = pinned_manifest(&bucket, snapshot).await?;
-    let core = core_at(env, bucket, settings, &pinned, Arc::clone(&core.frames)).await?;
+    let delta = load_delta(&bucket, &pinned.manifest).await?;
+    let core = core_at(env, bucket, settings, &pinned, delta, Arc::clone(&core.frames));
     Ok(Volume::new(Arc::new(core), None, watch::channel(false).0, None))
 }
 
@@ -327,15 +354,15 @@ pub async fn pinned_manifest(bucket: &Bucket, snapshot: &Snapshot) -> Result<Pub
     })
 }
 
-async fn core_at(
+fn core_at(
     env: Env,
     bucket: Bucket,
     settings: Settings,
     epoch: &Published,
+    delta: Delta,
     frames: Arc<Frames>,
-) -> Result<Core, VolumeError> {
+) -> Core {
     let Published { manifest, .. } = epoch;
-    let delta = load_delta(&bucket, manifest).await?;
     let state = State {
         active: Layer::default(),
         active_since: None,
@@ -353,7 +380,7 @@ async fn core_at(
     let payloads = Arc::new(PayloadMemory::new(0));
     let core = Core::new(env, bucket, settings, frames, None, payloads, state);
     core.progress.send_replace(progress(epoch, Lsn(0)));
-    Ok(core)
+    core
 }
 
 /// Says of a damaged log what it still holds.

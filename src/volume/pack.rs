@@ -31,6 +31,8 @@ pub struct ObjectPlan {
     pub holes: Vec<Run>,
     /// Runs whose content is lost.
     pub lost: Vec<Run>,
+    /// Nobody wrote these blocks: what cannot be read of them stays where it is.
+    pub moved: bool,
 }
 
 /// Plans the objects of a cut: frames of [`FRAME_BYTES`], objects of `object_bytes` of plaintext at most (and at least
@@ -38,19 +40,28 @@ pub struct ObjectPlan {
 #[must_use]
 pub fn plan(layer: &Layer, block_bytes: u64, object_bytes: u64) -> CutPlan {
     let Blocks { data, holes, lost } = blocks(layer, block_bytes);
-    let frame_blocks = (FRAME_BYTES / block_bytes).max(1);
-    let frames_max = (object_bytes / (frame_blocks * block_bytes)).max(1) as usize;
-    let frames = frames(&data.runs, frame_blocks);
-    let mut objects: Vec<ObjectPlan> = frames
-        .chunks(frames_max)
-        .map(|frames| ObjectPlan { frames: frames.to_vec(), ..ObjectPlan::default() })
-        .collect();
+    let mut objects = objects(&data.runs, block_bytes, object_bytes, false);
     if objects.is_empty() {
         objects.push(ObjectPlan::default());
     }
     objects[0].holes = holes.runs;
     objects[0].lost = lost.runs;
     CutPlan { objects }
+}
+
+/// Plans objects for blocks that are moved: ascending runs.
+#[must_use]
+pub fn plan_moved(runs: &[Run], block_bytes: u64, object_bytes: u64) -> Vec<ObjectPlan> {
+    objects(runs, block_bytes, object_bytes, true)
+}
+
+fn objects(data: &[Run], block_bytes: u64, object_bytes: u64, moved: bool) -> Vec<ObjectPlan> {
+    let frame_blocks = (FRAME_BYTES / block_bytes).max(1);
+    let frames_max = (object_bytes / (frame_blocks * block_bytes)).max(1) as usize;
+    frames(data, frame_blocks)
+        .chunks(frames_max)
+        .map(|frames| ObjectPlan { frames: frames.to_vec(), moved, ..ObjectPlan::default() })
+        .collect()
 }
 
 /// The blocks of a layer.

@@ -24,7 +24,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::stream::{StreamExt, TryStreamExt};
 use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
@@ -36,25 +35,24 @@ use super::{
     bucket::Published,
     checkpoint::{self, BackTo, Checkpoint},
     claims::{self, Tenure},
+    collect::{self, News},
     core::{Core, Progress},
     earlier::Rebased,
     env::random_bytes,
     error::VolumeError,
-    layer::Layer,
     local,
-    object::{CutFacts, ObjectBuilder},
-    pack::{self, ObjectPlan},
-    read::At,
+    moves::Offer,
+    object::CutFacts,
     record,
     rollback::{self, Asked},
     snapshots::{Pending, SnapshotTable, Taken},
-    state::Frozen,
+    state::{Frozen, State},
+    upload::{Upload, Uploaded, upload_cut},
 };
 use crate::{
     format::{
         envelope::Content,
-        ids::{Epoch, Generation, LogPosition, ObjectRef, Sequence},
-        index::{FrameKind, Run},
+        ids::{Epoch, Generation, LogPosition, Sequence},
         local::{SEEN, Seen},
         manifest::{Manifest, Snapshot, SnapshotChange, Totals},
         names,
@@ -66,6 +64,10 @@ use crate::{
 const CUTS_MAX: usize = 2;
 /// Manifests that stay behind the newest: enough to fall back on, and to find where a log left the line.
 const MANIFESTS_KEPT: usize = 16;
+/// Objects' worth of data in the delta that is worth a checkpoint where it is a share of the volume: so the garbage that only a
+/// checkpoint finds stays a share of the volume, too.
+const DELTA_OBJECTS_MIN: u64 = 2;
+const DELTA_SHARE: u64 = 8;
 /// How often a log that found no room on its disk looks again: often enough for those who wait, and no load.
 const LOG_ROOM_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -77,7 +79,11 @@ struct Cut {
     size_bytes: u64,
     /// Whether it has objects with data.
     layered: bool,
-    objects: Task<Vec<NewObject>>,
+    /// Whether a client wrote anything of it.
+    written: bool,
+    objects: Task<Uploaded>,
+    /// Who waits for what it moves.
+    moved: Option<oneshot::Sender<u64>>,
 }
 
 /// Owns the line of manifests of one tenure.
@@ -102,6 +108,10 @@ pub struct Publisher {
     /// The volume is closing, and its last checkpoint could not be written.
     checkpoint_given_up: bool,
     log_full: bool,
+    /// Since when nobody has written.
+    quiet_since: Instant,
+    /// Collects garbage while there is a publisher.
+    collector: Option<Task<()>>,
     closing: watch::Receiver<bool>,
     state_disk: Arc<dyn wal::disk::Disk>,
 }
@@ -114,7 +124,7 @@ struct Changed {
 }
 
 enum Event {
-    Uploaded(Result<Vec<NewObject>, VolumeError>),
+    Uploaded(Result<Uploaded, VolumeError>),
     Checkpointed(Box<Result<Checkpoint, VolumeError>>),
     Look,
     /// The log waits for room on its disk; or it is time to look whether there is some.
@@ -158,6 +168,8 @@ impl Publisher {
             checkpoint_after: 0,
             checkpoint_given_up: false,
             log_full: false,
+            quiet_since: Instant::now(),
+            collector: None,
             kept,
             closing,
             state_disk,
@@ -166,6 +178,8 @@ impl Publisher {
 
     /// Publishes until the volume is closed, or cannot go on; then everybody who waits is told why.
     pub async fn run(mut self) -> Result<(), VolumeError> {
+        let (core, tenure) = (Arc::clone(&self.core), self.tenure);
+        self.collector = Some(Task::spawn(async move { collect::run(core, tenure).await }));
         let result = self.serve().await;
         if let Err(error) = &result {
             self.core.fail(error.clone());
@@ -185,6 +199,7 @@ impl Publisher {
                 // Before the look at what is to be cut: nothing comes after the last cut.
                 self.core.state_mut().closing = true;
             }
+            self.tidy();
             if self.is_cut_due() {
                 self.core.state_mut().close_cut();
             }
@@ -228,12 +243,11 @@ impl Publisher {
 
     /// The state goes on with earlier maps: so do the totals of the manifests to come.
     fn take_rebased(&mut self) {
-        if let Some(Rebased { mapped_blocks, dropped, inherited }) = self.core.rebased().take() {
+        if let Some(Rebased { mapped_blocks, known, inherited }) = self.core.rebased().take() {
             self.newest.manifest.inherited = inherited;
             let totals = &mut self.newest.manifest.totals;
             totals.mapped_blocks = mapped_blocks;
-            totals.objects = totals.objects.saturating_sub(dropped.0);
-            totals.object_bytes = totals.object_bytes.saturating_sub(dropped.1);
+            (totals.objects, totals.object_bytes) = known;
         }
     }
 
@@ -246,7 +260,7 @@ impl Publisher {
     }
 
     async fn next_event(&mut self) -> Event {
-        let due = self.cut_due_at();
+        let due = [self.cut_due_at(), self.idle_at()].into_iter().flatten().min();
         let Self { core, cuts, checkpoint, closing, log_full, .. } = self;
         let closing_now = *closing.borrow();
         let uploaded = async {
@@ -302,6 +316,9 @@ impl Publisher {
         if self.checkpointed.is_some() && state.frozen.is_empty() {
             return true;
         }
+        if state.frozen.is_empty() && self.is_collector_waiting(&state) {
+            return true;
+        }
         let Some(since) = state.active_since else { return false };
         *self.closing.borrow()
             || state.active.data_bytes() >= self.core.settings.object_bytes
@@ -328,14 +345,26 @@ impl Publisher {
         while self.cuts.len() < CUTS_MAX {
             let Some(frozen) = self.core.state().frozen.get(self.cuts.len()).cloned() else { return };
             let Frozen { epoch, lsn, size_bytes, layer, .. } = frozen;
-            let layered = !layer.is_empty();
-            let facts = self.facts(epoch, lsn, size_bytes);
-            let plans = if layered { self.plan(&layer) } else { Vec::new() };
+            let written = !layer.is_empty();
+            // One at a time: the next is chosen by what this one leaves.
+            let is_moving = self.cuts.iter().any(|cut| cut.moved.is_some());
+            let takes_none = is_moving || *self.closing.borrow();
+            let offer = if takes_none { None } else { self.core.offers().pop_front() };
+            let (moves, moved) = offer.map(|Offer { moves, done }| (moves, done)).unzip();
+            let layered = written || moves.is_some();
+            let upload = Upload {
+                facts: self.facts(epoch, lsn, size_bytes),
+                layer,
+                moves,
+                has_objects: layered,
+                tenure: self.tenure,
+                sequences: Arc::clone(&self.sequences),
+            };
             if layered {
                 self.data_cut = Some((self.tenure.generation, epoch));
             }
-            let objects = Task::spawn(upload_cut(Arc::clone(&self.core), facts, plans));
-            self.cuts.push_back(Cut { epoch, lsn, size_bytes, layered, objects });
+            let objects = Task::spawn(upload_cut(Arc::clone(&self.core), upload));
+            self.cuts.push_back(Cut { epoch, lsn, size_bytes, layered, written, objects, moved });
         }
     }
 
@@ -351,28 +380,9 @@ impl Publisher {
         }
     }
 
-    fn plan(&self, layer: &Layer) -> Vec<(ObjectRef, ObjectPlan)> {
-        let block_bytes = u64::from(self.core.bucket.block_bytes());
-        let plan = pack::plan(layer, block_bytes, self.core.settings.object_bytes);
-        let first = self.sequences.fetch_add(plan.objects.len() as u64, Ordering::Relaxed);
-        (first..)
-            .map(Sequence)
-            .zip(plan.objects)
-            .map(|(sequence, plan)| (self.object(sequence), plan))
-            .collect()
-    }
-
-    fn object(&self, sequence: Sequence) -> ObjectRef {
-        ObjectRef {
-            owner: self.core.bucket.header.volume,
-            generation: self.tenure.generation,
-            sequence,
-            salt: random_bytes(&*self.core.env.random),
-        }
-    }
-
     /// Publishes a cut whose objects are all uploaded, and a checkpoint with it if one is ready.
-    async fn publish(&mut self, cut: Cut, objects: Vec<NewObject>) -> Result<(), VolumeError> {
+    async fn publish(&mut self, cut: Cut, uploaded: Uploaded) -> Result<(), VolumeError> {
+        let Uploaded { objects, moved_bytes } = uploaded;
         let checkpoint = self.checkpointed.take();
         let is_rollback = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.back_to.is_some());
         let pages = checkpoint.iter().flat_map(|checkpoint| &checkpoint.objects).map(|pages| {
@@ -382,12 +392,20 @@ impl Publisher {
         });
         let news: Vec<NewObject> = pages.chain(objects).collect();
         let mut manifest = self.manifest(&cut, &news, checkpoint.as_ref());
+        manifest.oldest_kept = self.oldest_kept(&cut);
         let Changed { changes, answers } = self.change_snapshots(&mut manifest);
         self.put(manifest).await?;
         self.apply(&cut, &news, checkpoint, &changes);
         self.settle(cut.lsn).await?;
         if is_rollback && let Some(done) = self.rolling_back.take() {
             let _ = done.send(Ok(()));
+        }
+        if cut.written {
+            self.quiet_since = Instant::now();
+        }
+        self.core.collect_wanted.notify_one();
+        if let Some(moved) = cut.moved {
+            let _ = moved.send(moved_bytes);
         }
         for (done, snapshot) in answers {
             // Nobody may be waiting any more.
@@ -441,6 +459,8 @@ impl Publisher {
         changes: &[SnapshotChange],
     ) {
         let mut state = self.core.state_mut();
+        // In one step: what is gone from the table is not to be deleted once more.
+        self.tell_collector(news, checkpoint.as_ref(), changes);
         if let Some(checkpoint) = checkpoint {
             state.roots = checkpoint.roots;
             state.checkpointing = None;
@@ -502,10 +522,120 @@ impl Publisher {
         let unlisted = checkpoint.map_or((0, 0), |checkpoint| checkpoint.unlisted);
         *objects += unlisted.0 + news.len() as u64;
         *object_bytes += unlisted.1 + news.iter().map(|new| new.listed.bytes).sum::<u64>();
-        if self.kept.len() >= 2 * MANIFESTS_KEPT {
-            manifest.oldest_kept = self.kept[self.kept.len() - MANIFESTS_KEPT].1;
+        if let Some(Checkpoint { deleted, .. }) = checkpoint {
+            *objects = objects.saturating_sub(deleted.len() as u64);
+            *object_bytes = object_bytes.saturating_sub(deleted.values().sum());
         }
         manifest
+    }
+
+    /// The oldest manifest that the next one keeps: of the newest sixteen, or of the newest two where that gives room back.
+    fn oldest_kept(&self, cut: &Cut) -> Epoch {
+        let oldest = self.newest.manifest.oldest_kept;
+        let kept = if self.is_letting_go(cut) {
+            self.kept.back()
+        } else if self.kept.len() >= 2 * MANIFESTS_KEPT {
+            self.kept.get(self.kept.len() - MANIFESTS_KEPT)
+        } else {
+            None
+        };
+        kept.map_or(oldest, |kept| oldest.max(kept.1))
+    }
+
+    /// Whether manifests are let go as soon as may be.
+    fn is_letting_go(&self, cut: &Cut) -> bool {
+        let is_quiet = !cut.written && self.has_been_quiet();
+        let collecting = self.core.collecting();
+        collecting.pressed || (is_quiet && collecting.held_by_manifests)
+    }
+
+    fn has_been_quiet(&self) -> bool {
+        let is_hurried = self.core.collecting().is_hurried();
+        is_hurried || self.quiet_since.elapsed() >= self.core.settings.gc_idle
+    }
+
+    fn tell_collector(
+        &self,
+        news: &[NewObject],
+        checkpoint: Option<&Checkpoint>,
+        changes: &[SnapshotChange],
+    ) {
+        let manifest = &self.newest.manifest;
+        let pages = news.iter().filter(|new| new.index.parts == 0).map(|new| new.listed.sequence);
+        let told = checkpoint.cloned();
+        let (touched, deleted, moved) =
+            told.map(|told| (told.touched, told.deleted, told.moved)).unwrap_or_default();
+        self.core.collecting().publish(News {
+            epoch: manifest.epoch,
+            roots: manifest.roots.epoch,
+            oldest_kept: manifest.oldest_kept,
+            touched,
+            deleted,
+            moved,
+            page_objects: pages.collect(),
+            unpinned: changes.iter().any(|change| matches!(change, SnapshotChange::Deleted(_))),
+        });
+    }
+
+    /// Whether nobody has written for a while, or somebody waits for the collector.
+    fn is_quiet(&self, state: &State) -> bool {
+        state.active_since.is_none() && state.frozen.is_empty() && self.has_been_quiet()
+    }
+
+    /// When nobody will have written for a while.
+    fn idle_at(&self) -> Option<Instant> {
+        let state = self.core.state();
+        let is_still = state.active_since.is_none() && state.frozen.is_empty();
+        drop(state);
+        let at = self.quiet_since + self.core.settings.gc_idle;
+        (is_still && at > Instant::now()).then_some(at)
+    }
+
+    /// While nobody writes: brings the maps up to date, once, so that the collector sees what can go.
+    fn tidy(&mut self) {
+        let core = Arc::clone(&self.core);
+        let state = core.state();
+        let is_quiet = self.is_quiet(&state);
+        let has_extents = !state.delta.extents.is_empty() || state.checkpointing.is_some();
+        drop(state);
+        let mut collecting = core.collecting();
+        if collecting.set_idle(is_quiet) && is_quiet {
+            collecting.settled = false;
+            core.collect_wanted.notify_one();
+        }
+        let may_begin = self.checkpoint.is_none() && self.checkpointed.is_none() && core.offers().is_empty();
+        if !collecting.settled || !may_begin || *self.closing.borrow() || self.are_cuts_held() {
+            return;
+        }
+        let has_work = has_extents && self.checkpoint_after == 0;
+        let nothing_left = is_quiet && !has_work && !collecting.held_by_manifests;
+        collecting.answer(nothing_left);
+        drop(collecting);
+        if is_quiet && has_work {
+            self.start_checkpoint();
+        }
+    }
+
+    /// Whether a cut is wanted that nobody has written for: to move blocks, or to let manifests go.
+    fn is_collector_waiting(&self, state: &State) -> bool {
+        if *self.closing.borrow() {
+            return false;
+        }
+        let is_still = state.active_since.is_none();
+        let moves = self.core.offers().front().is_some_and(|offer| offer.moves.urgent || is_still);
+        let collecting = self.core.collecting();
+        let is_let_go = is_still && collecting.settled && collecting.held_by_manifests;
+        drop(collecting);
+        moves || (is_let_go && self.is_quiet(state) && state.delta.extents.is_empty())
+    }
+
+    /// Whether the delta has so much that what it hides is a burden, or so many entries wait to be taken out.
+    fn is_garbage_hidden(&self, state: &State) -> bool {
+        let totals = &self.newest.manifest.totals;
+        let object_bytes = self.core.settings.object_bytes;
+        // Not the pages: a checkpoint must not be the reason for the next one.
+        state.delta.cut_bytes >= (totals.object_bytes / DELTA_SHARE).max(DELTA_OBJECTS_MIN * object_bytes)
+            || self.core.collecting().is_full()
     }
 
     /// Puts a manifest and checks the claims: on `Ok` it is published.
@@ -572,7 +702,9 @@ impl Publisher {
         let cut_objects = state.delta.cut_objects;
         let due = cut_objects.max(state.delta.snapshots.len())
             >= settings.checkpoint_objects.max(self.checkpoint_after)
-            || (state.delta.extents.len() >= settings.checkpoint_extents && self.checkpoint_after == 0);
+            || (self.checkpoint_after == 0
+                && (state.delta.extents.len() >= settings.checkpoint_extents
+                    || self.is_garbage_hidden(&state)));
         drop(state);
         if due && self.checkpoint.is_none() && self.checkpointed.is_none() {
             self.start_checkpoint();
@@ -610,6 +742,11 @@ impl Publisher {
             parent: newest.data_cut,
             ..self.facts(newest.epoch, Lsn(newest.log.lsn), newest.size_bytes)
         };
+        let (pages, deleted) = {
+            let collecting = core.collecting();
+            (collecting.pages.clone(), collecting.deleted.clone())
+        };
+        let moved = [core.moving().as_slice(), &pages].concat();
         let mut state = core.state_mut();
         let empty = Delta::new(core.bucket.block_bytes(), state.delta.epoch);
         let delta = Arc::new(std::mem::replace(&mut state.delta, empty));
@@ -621,7 +758,8 @@ impl Publisher {
             mapped_blocks: self.newest.manifest.totals.mapped_blocks,
             tenure: self.tenure,
             sequences: Arc::clone(&self.sequences),
-            moved: core.moving().clone(),
+            moved,
+            deleted,
             explained: true,
         }
     }
@@ -705,100 +843,4 @@ impl<T> Drop for Task<T> {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// Builds and uploads all objects of a cut, some at once.
-async fn upload_cut(
-    core: Arc<Core>,
-    facts: CutFacts,
-    plans: Vec<(ObjectRef, ObjectPlan)>,
-) -> Result<Vec<NewObject>, VolumeError> {
-    let parts = plans.len() as u32;
-    let mut uploads = Vec::with_capacity(plans.len());
-    for (part, (object, plan)) in (0..).zip(plans) {
-        uploads.push(upload_object(Arc::clone(&core), CutFacts { part, parts, ..facts }, object, plan));
-    }
-    futures::stream::iter(uploads).buffered(core.settings.uploads_max).try_collect().await
-}
-
-async fn upload_object(
-    core: Arc<Core>,
-    facts: CutFacts,
-    object: ObjectRef,
-    plan: ObjectPlan,
-) -> Result<NewObject, VolumeError> {
-    let _slot = core.upload_slots.acquire().await.map_err(|_| VolumeError::Closed)?;
-    let at = At::Below(facts.epoch.next());
-    let mut lost = plan.lost;
-    let mut frames = Vec::with_capacity(plan.frames.len());
-    for runs in plan.frames {
-        frames.push(gather(&core, runs, at, &mut lost).await?);
-    }
-    let builder = ObjectBuilder::new(&core.bucket.keys, object, core.settings.compression, facts);
-    let block_bytes = core.bucket.block_bytes() as usize;
-    let built = core.env.compute(move || build(builder, frames, plan.holes, lost, block_bytes)).await?;
-    checkpoint::put_object(&core, built).await
-}
-
-/// The plaintext of a frame's runs. Blocks that cannot be completed, since what lies below them is damaged, go to `lost`
-/// instead: they were damaged before this cut, and stay so.
-async fn gather(
-    core: &Core,
-    runs: Vec<Run>,
-    at: At,
-    lost: &mut Vec<Run>,
-) -> Result<(Vec<Run>, Vec<u8>), VolumeError> {
-    let block_bytes = u64::from(core.bucket.block_bytes());
-    let mut plain = Vec::new();
-    let mut kept: Vec<Run> = Vec::with_capacity(runs.len());
-    for run in runs {
-        let bytes = run.block * block_bytes..(run.block + run.count) * block_bytes;
-        match core.read(bytes, at).await {
-            Ok(parts) => {
-                parts.iter().for_each(|part| plain.extend_from_slice(part));
-                kept.push(run);
-                continue;
-            }
-            Err(error) if error.is_damage() => {
-                tracing::error!(%error, "a block that was written in part cannot be completed");
-            }
-            Err(error) => return Err(error),
-        }
-        for block in run.block..run.block + run.count {
-            match core.read(block * block_bytes..(block + 1) * block_bytes, at).await {
-                Ok(parts) => {
-                    parts.iter().for_each(|part| plain.extend_from_slice(part));
-                    kept.push(Run { block, count: 1 });
-                }
-                Err(error) if error.is_damage() => {
-                    // Its acknowledged part goes, too: whoever asks how the volume does, or syncs, is told.
-                    core.noted.note_incomplete(block, &error, core.env.clock.now_ms());
-                    lost.push(Run { block, count: 1 });
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    Ok((kept, plain))
-}
-
-fn build(
-    mut builder: ObjectBuilder,
-    frames: Vec<(Vec<Run>, Vec<u8>)>,
-    mut holes: Vec<Run>,
-    mut lost: Vec<Run>,
-    block_bytes: usize,
-) -> Result<super::object::BuiltObject, VolumeError> {
-    for (runs, plain) in frames {
-        let (runs, plain, zeros) = pack::split_zeros(&runs, plain, block_bytes);
-        if !runs.is_empty() {
-            builder.add(FrameKind::Data(runs), &plain);
-        }
-        holes.extend(zeros);
-    }
-    holes.sort_unstable_by_key(|run| run.block);
-    lost.sort_unstable_by_key(|run| run.block);
-    builder.set_holes(holes);
-    builder.set_lost(lost);
-    checkpoint::finish(builder)
 }

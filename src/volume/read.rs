@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use super::{
     core::Core,
     error::VolumeError,
+    follow::is_gone,
     record::WRITE_HEAD_BYTES,
     state::{Segment, Source, segment},
 };
@@ -33,6 +34,16 @@ pub enum At {
 impl Core {
     /// The segments of `range`, ascending, without gaps. Reads pages where the map is not in memory.
     pub async fn segments(&self, range: Range<u64>, at: At) -> Result<Vec<Segment>, VolumeError> {
+        loop {
+            let version = self.version();
+            match self.segments_once(range.clone(), at).await {
+                Err(error) if is_gone(&error) && self.has_moved_on(version).await? => {}
+                result => return result,
+            }
+        }
+    }
+
+    async fn segments_once(&self, range: Range<u64>, at: At) -> Result<Vec<Segment>, VolumeError> {
         let block_bytes = u64::from(self.bucket.block_bytes());
         let below = match at {
             At::Newest => None,
@@ -67,6 +78,7 @@ impl Core {
     /// a cut, which waits until somebody restores it.
     pub async fn read(&self, range: Range<u64>, at: At) -> Result<Vec<Bytes>, VolumeError> {
         loop {
+            let version = self.version();
             match self.read_once(range.clone(), at).await {
                 // Published, and trimmed from the log, since it was located: now it is in an object.
                 Err(VolumeError::Log(error)) if matches!(*error, wal::WalError::Trimmed { .. }) => {}
@@ -79,6 +91,8 @@ impl Core {
                     self.noted.note(text, self.env.clock.now_ms());
                     tokio::time::sleep(ARCHIVED_WAIT).await;
                 }
+                // Collected since it was located.
+                Err(error) if is_gone(&error) && self.has_moved_on(version).await? => {}
                 result => return result,
             }
         }

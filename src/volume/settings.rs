@@ -47,6 +47,10 @@ pub struct Settings {
     pub lag_bytes_max: Option<u64>,
     /// A client's read that takes longer is answered with an error; `None` waits.
     pub read_timeout: Option<Duration>,
+    /// Nobody has written for so long: then what is left to be done for the bucket is done.
+    pub gc_idle: Duration,
+    /// Readers elsewhere have so much time to find a newer manifest before what it has let go is deleted.
+    pub gc_grace: Duration,
     /// Whether the log has a thread of its own.
     pub log_mode: wal::Mode,
 }
@@ -74,6 +78,10 @@ impl Default for Settings {
             lag_time_max: None,
             lag_bytes_max: None,
             read_timeout: None,
+            // As long as a cut waits by default: an idle volume is silent after a minute.
+            gc_idle: Duration::from_secs(30),
+            // A reader who is behind reads again; this spares it that for all but long reads.
+            gc_grace: Duration::from_secs(300),
             log_mode: wal::Mode::Thread,
         }
     }

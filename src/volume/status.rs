@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::{bucket::Bucket, core::Core, error::VolumeError};
+use super::{bucket::Bucket, collect::Figures, core::Core, error::VolumeError};
 use crate::format::ids::{Epoch, Generation};
 
 /// How long a fenced writer tries to find out by whom.
@@ -35,6 +35,9 @@ pub struct VolumeStatus {
     pub log: Option<LogStatus>,
     /// The cache on disk; none where another process has it.
     pub cache: Option<CacheStatus>,
+    /// What the collector did and has left; none where the volume is read-only, or the server older than this.
+    #[serde(default)]
+    pub garbage: Option<GarbageStatus>,
     /// Memory.
     pub memory: MemoryStatus,
     /// The last error that a client's request met, or that ended the tenure.
@@ -118,6 +121,33 @@ pub struct CacheStatus {
     pub hits: u64,
     /// Frames asked for and not found.
     pub misses: u64,
+}
+
+/// Garbage since the volume was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GarbageStatus {
+    /// Objects deleted.
+    pub deleted_objects: u64,
+    /// Their lengths, bytes.
+    pub deleted_bytes: u64,
+    /// Plaintext moved out of sparse objects, bytes.
+    pub moved_bytes: u64,
+    /// Dead objects that wait for manifests to be let go, or for the grace time.
+    pub waiting_objects: u64,
+    /// Their lengths, bytes.
+    pub waiting_bytes: u64,
+}
+
+impl From<Figures> for GarbageStatus {
+    fn from(figures: Figures) -> Self {
+        Self {
+            deleted_objects: figures.deleted,
+            deleted_bytes: figures.deleted_bytes,
+            moved_bytes: figures.moved_bytes,
+            waiting_objects: figures.waiting,
+            waiting_bytes: figures.waiting_bytes,
+        }
+    }
 }
 
 /// What is held in memory, and the limits.
@@ -308,6 +338,7 @@ impl Core {
                     misses: stats.misses,
                 }
             }),
+            garbage: self.log.as_ref().map(|_| self.collecting().figures().into()),
             memory: MemoryStatus {
                 frames_bytes: self.frames.memory_bytes(),
                 frames_bytes_max: self.settings.memory_bytes_max,

@@ -5,6 +5,7 @@ mod basic;
 mod bucket_prefix;
 mod buckets;
 mod clones;
+mod collect;
 mod cost;
 mod crash_points;
 mod damaged_log;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use s3bd::{
     nbd::Device,
     store::faulty::SeededPlan,
-    volume::{Volume, error::VolumeError, open::Agreed, settings::Durability},
+    volume::{Volume, error::VolumeError, open::Agreed, settings::Durability, snapshots::Change},
 };
 use wal::disk::sim::Prng;
 
@@ -183,6 +183,20 @@ impl Model {
         self.power_cut().await;
     }
 
+    /// Takes a snapshot, or deletes one.
+    async fn snapshot(&mut self) {
+        let core = Arc::clone(self.volume.core());
+        let oldest = core.state().snapshots.iter().next().map(|snapshot| snapshot.name.clone());
+        let change = match oldest {
+            Some(name) if self.prng.below(2) == 0 => Change::Delete(name),
+            _ => Change::Take(format!("s{}", self.prng.next_u64())),
+        };
+        self.trace.push(format!("{change:?}"));
+        if core.change(change).await.is_err() {
+            self.expect_dead_disk().await;
+        }
+    }
+
     fn note_published(&mut self) {
         let lsn = self.volume.core().progress.borrow().lsn;
         self.oracle.published_to(lsn);
@@ -336,6 +350,7 @@ impl Model {
             93..95 => self.power_cut().await,
             95..96 => self.lose_disk().await,
             96..98 => self.move_away().await,
+            98 => self.snapshot().await,
             _ => self.close().await,
         }
     }

@@ -77,6 +77,8 @@ pub fn tight_settings(prng: &mut Prng) -> Settings {
         checkpoint_extents: [50, 100_000][prng.below(2) as usize],
         uploads_max: 1 + prng.below(4) as usize,
         commit_interval: Duration::from_secs(1 + prng.below(10)),
+        gc_idle: Duration::from_secs(1 + prng.below(30)),
+        gc_grace: Duration::from_secs([0, 10, 300][prng.below(3) as usize]),
         ..small_settings()
     }
 }

@@ -258,4 +258,24 @@ FAULTS = [
         )],
         [("wal", "damage")],
     ),
+    Fault(
+        "collect-what-snapshots-need",
+        "the collector forgets that snapshots need objects",
+        [(
+            "src/volume/collect.rs",
+            "        let pinned = |born, died| state.snapshots.needs(born, died);",
+            "        let pinned = |born, died| !ON && state.snapshots.needs(born, died);",
+        )],
+        [("engine", "what_is_deleted_nobody_needs_and_what_nobody_needs_is_deleted")],
+    ),
+    Fault(
+        "collect-what-manifests-need",
+        "the collector forgets that manifests are kept",
+        [(
+            "src/gc/horizon.rs",
+            "        let kept = self.kept().unwrap_or_default();",
+            "        let kept = if ON { self.newest() } else { self.kept().unwrap_or_default() };",
+        )],
+        [("engine", "what_is_deleted_nobody_needs_and_what_nobody_needs_is_deleted")],
+    ),
 ]

@@ -1,0 +1,76 @@
+//! Reading what was collected meanwhile: the maps have moved on, and say where it is now.
+//!
+//! A reader finds a place in the maps, and the object there is deleted before it is read, since the maps let go of it. In the
+//! volume's own process the state is newer by then. A read-only opener reads the newest manifest, and goes on with that.
+
+use super::{
+    bucket::Published,
+    core::{Core, Progress},
+    error::{FrameError, VolumeError},
+    open::load_delta,
+};
+use crate::format::ids::Epoch;
+
+/// Manifests that are tried one after the other: each may be outdated while what it lists is being read.
+const TRIES_MAX: u32 = 5;
+
+/// How far a state's maps are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Version {
+    roots: Epoch,
+    delta: Epoch,
+}
+
+/// Whether an object is gone that the maps named.
+pub(super) fn is_gone(error: &VolumeError) -> bool {
+    matches!(
+        error,
+        VolumeError::DamagedFrame { error: FrameError::Missing, .. } | VolumeError::MissingObject { .. }
+    )
+}
+
+impl Core {
+    /// How far the maps are.
+    pub(super) fn version(&self) -> Version {
+        let state = self.state();
+        Version { roots: state.roots.epoch, delta: state.delta.epoch }
+    }
+
+    /// Something that the maps of `version` name is gone: whether there are newer ones now, so that it is worth looking again.
+    pub(super) async fn has_moved_on(&self, version: Version) -> Result<bool, VolumeError> {
+        if self.version() != version {
+            return Ok(true);
+        }
+        let Some(following) = &self.following else { return Ok(false) };
+        let _alone = following.lock().await;
+        if self.version() != version {
+            return Ok(true);
+        }
+        for _ in 0..TRIES_MAX {
+            let newest = self.bucket.newest_manifest().await?;
+            if newest.manifest.epoch <= self.progress.borrow().epoch {
+                return Ok(false);
+            }
+            match self.go_on_with(&newest).await {
+                Err(error) if is_gone(&error) => {}
+                result => return result.map(|()| true),
+            }
+        }
+        Ok(false)
+    }
+
+    async fn go_on_with(&self, newest: &Published) -> Result<(), VolumeError> {
+        let delta = load_delta(&self.bucket, &newest.manifest).await?;
+        let mut state = self.state_mut();
+        state.delta = delta;
+        state.roots = newest.manifest.roots.clone();
+        state.size_bytes = newest.manifest.size_bytes;
+        state.cut_epoch = newest.manifest.epoch;
+        drop(state);
+        let (generation, epoch) = newest.name();
+        let lsn = self.progress.borrow().lsn;
+        self.progress.send_replace(Progress { generation, epoch, lsn, time_ms: newest.manifest.time_ms });
+        tracing::info!(%epoch, "what was read is collected: going on with a newer epoch");
+        Ok(())
+    }
+}
