@@ -53,6 +53,8 @@ const DELETES_MAX: usize = 1000;
 const DELETED_MAX: usize = 1 << 16;
 /// Pages that wait for a checkpoint to be moved.
 const PAGES_MAX: usize = 256;
+/// Objects' worth of live bytes moved with one cut, at most.
+const WORTH_MAX: u64 = 4;
 /// Indexes read at once.
 const INDEX_LOADS_MAX: usize = 16;
 /// Objects known to hold pages, so that they are not taken for tiny ones again and again.
@@ -447,8 +449,9 @@ impl Collector {
     /// Moves what lives in the sparse objects of a leaf: as much as an object holds.
     async fn compact(&mut self, leaf: u64) -> Result<(), VolumeError> {
         let verdict = self.judge(leaf).await?;
-        // While one is on its way no other is prepared: so it may be two cuts' worth where much is to be done.
-        let worth = if self.work.is_sparse() { 2 } else { 1 };
+        // The sparser all of it is, the more: no other is prepared while this is on its way.
+        let sum = self.work.sum();
+        let worth = (2 * sum.plain_bytes / sum.live_bytes.max(1)).clamp(1, WORTH_MAX);
         let room = worth * self.core.settings.object_bytes;
         let chosen = self.budget.choose(&verdict.sparse, &verdict.tiny, room);
         if chosen.is_empty() {
