@@ -110,10 +110,11 @@ impl WorkSet {
     }
 
     /// Whether what is dead and waits is more than a share of all that must not be garbage: then manifests and readers
-    /// are waited for no longer. `listed_bytes` are in objects that the table does not have yet.
+    /// are waited for no longer. `listed_bytes` are in objects that the table does not have yet; less than `least` is no burden.
     #[must_use]
-    pub fn is_pressed(&self, listed_bytes: u64) -> bool {
-        self.sum.held_bytes.saturating_mul(3) > self.sum.bytes.saturating_add(listed_bytes)
+    pub fn is_pressed(&self, listed_bytes: u64, least: u64) -> bool {
+        let held_bytes = self.sum.held_bytes;
+        held_bytes >= least && held_bytes.saturating_mul(3) > self.sum.bytes.saturating_add(listed_bytes)
     }
 
     /// Whether more than a quarter of all plaintext in living objects is dead.
@@ -149,9 +150,9 @@ mod tests {
         assert_eq!((work.pop_sparse(), work.pop_sparse()), (Some(1), None));
         work.visited(1, Tally::default(), false);
         assert_eq!((work.sum().bytes, work.sum().held_bytes, work.sum().held), (200, 30, 3));
-        assert!(!work.is_pressed(0));
+        assert!(!work.is_pressed(0, 0));
         work.visited(1, tally(90, Some((9, 9))), false);
-        assert!(work.is_pressed(0) && !work.is_pressed(100));
+        assert!(work.is_pressed(0, 0) && !work.is_pressed(100, 0) && !work.is_pressed(0, 1000));
     }
 
     #[test]

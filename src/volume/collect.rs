@@ -327,7 +327,7 @@ impl Collector {
         let (horizon, thorough) = {
             let mut shared = self.core.collecting();
             self.work.touch(std::mem::take(&mut shared.touched));
-            shared.pressed = self.work.is_pressed(listed);
+            shared.pressed = self.work.is_pressed(listed, self.core.settings.object_bytes);
             let (now, pressed) = (shared.began.elapsed(), shared.pressed);
             let horizon = shared.line.horizon(now, self.core.settings.gc_grace, pressed);
             (horizon, (shared.idle || shared.is_hurried()) && self.work.is_sparse())
@@ -539,7 +539,7 @@ impl Collector {
         }
         let sum = self.work.sum();
         (shared.figures.waiting, shared.figures.waiting_bytes) = (sum.held, sum.held_bytes);
-        shared.pressed = self.work.is_pressed(listed);
+        shared.pressed = self.work.is_pressed(listed, self.core.settings.object_bytes);
         shared.held_by_manifests = shared.line.kept().is_some_and(|kept| self.work.is_held_above(kept));
         shared.waiting.iter_mut().for_each(|request| request.rounds += 1);
         shared.settled = true;
