@@ -20,26 +20,34 @@ impl Budget {
         self.moved_bytes = self.moved_bytes.saturating_add(live_bytes);
     }
 
-    /// Chooses objects to be moved, in their order, of `room` live bytes at most, but one in any case. A sparse object frees more
-    /// than is moved; a tiny one, which frees hardly more, has to be paid for by what was freed before.
+    /// Chooses objects to be moved, in their order (the sparsest first), of `room` live bytes at most, but one in any case. One of
+    /// which half lives frees as much as is moved; any other is paid for by what was freed before, but where all sparse ones
+    /// are to go that there are (`thorough`). Tiny ones are paid for in any case.
     #[must_use]
-    pub fn choose(&self, sparse: &[Entry], tiny: &[Entry], room: u64) -> Vec<Entry> {
+    pub fn choose(&self, sparse: &[Entry], tiny: &[Entry], room: u64, thorough: bool) -> Vec<Entry> {
         let mut chosen: Vec<Entry> = Vec::new();
         let mut live_bytes = 0_u64;
         for entry in sparse {
             if !chosen.is_empty() && live_bytes + entry.live_bytes > room {
                 return chosen;
             }
+            let pays = thorough || entry.live_bytes.saturating_mul(2) <= entry.plain_bytes;
+            if !pays && !self.pays_for(live_bytes + entry.live_bytes) {
+                break;
+            }
             live_bytes += entry.live_bytes;
             chosen.push(*entry);
         }
         let merged: u64 = tiny.iter().map(|entry| entry.live_bytes).sum();
-        // Both the moving of these and all that was moved before.
-        let is_paid = self.freed_bytes >= self.moved_bytes.saturating_add(merged).saturating_mul(2);
-        if is_paid && live_bytes.saturating_add(merged) <= room {
+        if self.pays_for(merged) && live_bytes.saturating_add(merged) <= room {
             chosen.extend(tiny);
         }
         chosen
+    }
+
+    /// Whether what was freed is worth both this and all that was moved before.
+    fn pays_for(&self, live_bytes: u64) -> bool {
+        self.freed_bytes >= self.moved_bytes.saturating_add(live_bytes).saturating_mul(2)
     }
 }
 
@@ -62,19 +70,31 @@ mod tests {
     fn as_many_as_there_is_room_for_and_one_in_any_case() {
         let sparse = [entry(1, 1000, 100), entry(2, 1000, 400), entry(3, 1000, 500)];
         let budget = Budget::default();
-        assert_eq!(budget.choose(&sparse, &[], 600), sparse[..2]);
-        assert_eq!(budget.choose(&sparse, &[], 50), sparse[..1]);
-        assert_eq!(budget.choose(&[], &[], 50), []);
+        assert_eq!(budget.choose(&sparse, &[], 600, false), sparse[..2]);
+        assert_eq!(budget.choose(&sparse, &[], 50, false), sparse[..1]);
+        assert_eq!(budget.choose(&[], &[], 50, false), []);
+    }
+
+    #[test]
+    fn of_what_lives_by_more_than_half_no_more_is_moved_than_was_freed() {
+        let dense = [entry(1, 1000, 500), entry(2, 1000, 600)];
+        let mut budget = Budget::default();
+        assert_eq!(budget.choose(&dense, &[], 2000, false), dense[..1]);
+        assert_eq!(budget.choose(&dense, &[], 2000, true), dense);
+        budget.free(2200);
+        assert_eq!(budget.choose(&dense, &[], 2000, false), dense);
+        budget.spend(1);
+        assert_eq!(budget.choose(&dense, &[], 2000, false), dense[..1]);
     }
 
     #[test]
     fn merging_is_paid_for_by_what_was_freed() {
         let tiny: Vec<Entry> = (0..20).map(|sequence| entry(sequence, 10, 10)).collect();
         let mut budget = Budget::default();
-        assert_eq!(budget.choose(&[], &tiny, 1000), []);
+        assert_eq!(budget.choose(&[], &tiny, 1000, false), []);
         budget.free(400);
-        assert_eq!(budget.choose(&[], &tiny, 1000), tiny);
+        assert_eq!(budget.choose(&[], &tiny, 1000, false), tiny);
         budget.spend(200);
-        assert_eq!(budget.choose(&[], &tiny, 1000), []);
+        assert_eq!(budget.choose(&[], &tiny, 1000, false), []);
     }
 }

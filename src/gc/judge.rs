@@ -72,7 +72,7 @@ pub struct Judge<'a> {
     pub is_emptied: &'a (dyn Fn(Sequence) -> bool + Sync),
     /// Below this length an object is tiny, bytes.
     pub tiny_bytes: u64,
-    /// Whether objects are worth moving of which up to three quarters live, and not just a half.
+    /// Whether objects are worth moving of which up to three quarters live, and not just three fifths.
     pub thorough: bool,
 }
 
@@ -124,7 +124,7 @@ impl Judge<'_> {
         if self.thorough {
             info.live_bytes.saturating_mul(4) <= info.plain_bytes.saturating_mul(3)
         } else {
-            info.live_bytes.saturating_mul(2) <= info.plain_bytes
+            info.live_bytes.saturating_mul(5) <= info.plain_bytes.saturating_mul(3)
         }
     }
 }
@@ -169,7 +169,7 @@ mod tests {
             (Sequence(3), info(2, Some(4), 0)),
             (Sequence(4), info(1, None, 500)),
             (Sequence(5), info(4, None, 400)),
-            (Sequence(6), info(4, None, 501)),
+            (Sequence(6), info(4, None, 601)),
         ];
         let verdict = judge(5, &[(3, 4)], &entries);
         let numbers = |entries: &[Entry]| entries.iter().map(|entry| entry.sequence.0).collect::<Vec<_>>();
@@ -179,7 +179,7 @@ mod tests {
         let tally = judge(5, &[], &entries).tally;
         assert_eq!((tally.held, tally.held_bytes, tally.bytes), (1, 1000, 4000));
         assert_eq!(tally.held_died, Some((Epoch(6), Epoch(6))));
-        assert_eq!((tally.plain_bytes, tally.live_bytes), (3000, 1401));
+        assert_eq!((tally.plain_bytes, tally.live_bytes), (3000, 1501));
     }
 
     proptest! {

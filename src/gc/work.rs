@@ -10,6 +10,9 @@ use crate::format::{
     page::FANOUT_BITS,
 };
 
+/// What is dead and waits is a burden where it is more than this share of all.
+const HELD_SHARE: u64 = 10;
+
 /// The number of the leaf that has an object's entry.
 #[must_use]
 pub fn leaf_of(sequence: Sequence) -> u64 {
@@ -114,7 +117,8 @@ impl WorkSet {
     #[must_use]
     pub fn is_pressed(&self, listed_bytes: u64, least: u64) -> bool {
         let held_bytes = self.sum.held_bytes;
-        held_bytes >= least && held_bytes.saturating_mul(3) > self.sum.bytes.saturating_add(listed_bytes)
+        held_bytes >= least
+            && held_bytes.saturating_mul(HELD_SHARE) > self.sum.bytes.saturating_add(listed_bytes)
     }
 
     /// Whether more than a quarter of all plaintext in living objects is dead.
@@ -150,9 +154,9 @@ mod tests {
         assert_eq!((work.pop_sparse(), work.pop_sparse()), (Some(1), None));
         work.visited(1, Tally::default(), false);
         assert_eq!((work.sum().bytes, work.sum().held_bytes, work.sum().held), (200, 30, 3));
-        assert!(!work.is_pressed(0, 0));
+        assert!(work.is_pressed(0, 0) && !work.is_pressed(100, 0));
         work.visited(1, tally(90, Some((9, 9))), false);
-        assert!(work.is_pressed(0, 0) && !work.is_pressed(100, 0) && !work.is_pressed(0, 1000));
+        assert!(work.is_pressed(500, 0) && !work.is_pressed(1000, 0) && !work.is_pressed(0, 1000));
     }
 
     #[test]

@@ -15,7 +15,7 @@
 //! A newer claim ends it. Whatever else goes wrong is tried again later: the volume does not need it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -29,6 +29,7 @@ use super::{
     core::Core,
     error::{Kind, VolumeError},
     moves::Moves,
+    publish::CUTS_MAX,
 };
 use crate::{
     format::{
@@ -55,6 +56,8 @@ const DELETED_MAX: usize = 1 << 16;
 const PAGES_MAX: usize = 256;
 /// Objects' worth of live bytes moved with one cut, at most.
 const WORTH_MAX: u64 = 4;
+/// Batches of blocks on their way at once: one with each cut that is.
+const MOVING_MAX: usize = CUTS_MAX;
 /// Indexes read at once.
 const INDEX_LOADS_MAX: usize = 16;
 /// Objects known to hold pages, so that they are not taken for tiny ones again and again.
@@ -238,6 +241,7 @@ pub(super) async fn run(core: Arc<Core>, tenure: Tenure) -> Result<(), VolumeErr
         horizon: Epoch(0),
         thorough: false,
         emptied: BTreeMap::new(),
+        moving: VecDeque::new(),
         garbage: BTreeMap::new(),
     };
     loop {
@@ -254,6 +258,13 @@ pub(super) async fn run(core: Arc<Core>, tenure: Tenure) -> Result<(), VolumeErr
     }
 }
 
+/// Blocks on their way out of sparse objects.
+struct Moving {
+    objects: Vec<Sequence>,
+    /// Gets the plaintext that was moved, bytes.
+    done: oneshot::Receiver<u64>,
+}
+
 struct Collector {
     core: Arc<Core>,
     tenure: Tenure,
@@ -263,6 +274,8 @@ struct Collector {
     thorough: bool,
     /// Objects whose blocks are moved, and the epoch that the maps have to reach to know it.
     emptied: BTreeMap<Sequence, Epoch>,
+    /// Batches on their way, oldest first.
+    moving: VecDeque<Moving>,
     /// To be deleted.
     garbage: BTreeMap<Sequence, Entry>,
 }
@@ -292,8 +305,14 @@ impl Collector {
             if self.work.sum().held > 0 && self.learn_oldest().await? {
                 continue;
             }
-            if let Some(leaf) = self.work.pop_sparse() {
+            if self.moving.len() < MOVING_MAX
+                && let Some(leaf) = self.work.pop_sparse()
+            {
                 self.compact(leaf).await?;
+                continue;
+            }
+            if !self.moving.is_empty() {
+                self.moved().await?;
                 continue;
             }
             if self.settle() {
@@ -449,14 +468,16 @@ impl Collector {
     /// Moves what lives in the sparse objects of a leaf: as much as an object holds.
     async fn compact(&mut self, leaf: u64) -> Result<(), VolumeError> {
         let verdict = self.judge(leaf).await?;
-        // The sparser all of it is, the more: no other is prepared while this is on its way.
+        // The sparser all of it is, the more.
         let sum = self.work.sum();
         let worth = (2 * sum.plain_bytes / sum.live_bytes.max(1)).clamp(1, WORTH_MAX);
         let room = worth * self.core.settings.object_bytes;
-        let chosen = self.budget.choose(&verdict.sparse, &verdict.tiny, room);
+        let chosen = self.budget.choose(&verdict.sparse, &verdict.tiny, room, self.thorough);
         if chosen.is_empty() {
             return Ok(());
         }
+        // The most that it can be: what is overwritten before its cut is not moved.
+        self.budget.spend(chosen.iter().map(|entry| entry.live_bytes).sum());
         // More than one object's worth may be there.
         self.work.push_sparse(leaf);
         let mut runs: Vec<Run> = Vec::new();
@@ -481,21 +502,24 @@ impl Collector {
                 Err(error) => return Err(error),
             }
         }
-        let moved_bytes = if objects.is_empty() { 0 } else { self.move_blocks(runs, objects).await? };
-        self.budget.spend(moved_bytes);
-        self.core.collecting().figures.moved_bytes += moved_bytes;
-        // What stays, since it cannot be read or was not chosen by the next checkpoint, is tried again after that.
-        let epoch = self.core.progress.borrow().epoch.next();
-        self.emptied.extend(chosen.iter().map(|entry| (entry.sequence, epoch)));
+        let sequences = chosen.iter().map(|entry| entry.sequence);
+        if objects.is_empty() {
+            self.emptied(sequences.collect());
+            return Ok(());
+        }
+        // Of what is on its way nothing is chosen again.
+        self.emptied.extend(sequences.clone().map(|sequence| (sequence, Epoch(u64::MAX))));
+        let done = self.offer(runs, objects)?;
+        self.moving.push_back(Moving { objects: sequences.collect(), done });
         Ok(())
     }
 
-    /// Moves what lies in these objects.
-    async fn move_blocks(
+    /// Offers what lies in these objects to the next cut.
+    fn offer(
         &self,
         runs: Vec<Run>,
         objects: BTreeSet<(Generation, Sequence)>,
-    ) -> Result<u64, VolumeError> {
+    ) -> Result<oneshot::Receiver<u64>, VolumeError> {
         let owner = self.core.bucket.header.volume;
         let moves = Moves {
             runs: disjoint(runs),
@@ -504,7 +528,29 @@ impl Collector {
             }),
             urgent: self.core.collecting().is_hurried(),
         };
-        self.core.move_blocks(moves).await
+        self.core.offer(moves)
+    }
+
+    /// Until the oldest batch is published, or anything else is.
+    async fn moved(&mut self) -> Result<(), VolumeError> {
+        let Some(oldest) = self.moving.front_mut() else { return Ok(()) };
+        let moved = tokio::select! {
+            biased;
+            moved = &mut oldest.done => moved,
+            () = self.core.collect_wanted.notified() => return Ok(()),
+        };
+        let Some(Moving { objects, .. }) = self.moving.pop_front() else { return Ok(()) };
+        let moved_bytes = moved.map_err(|_| self.core.check().err().unwrap_or(VolumeError::Closed))?;
+        self.core.collecting().figures.moved_bytes += moved_bytes;
+        self.emptied(objects);
+        Ok(())
+    }
+
+    /// What stays in these objects, since it cannot be read or was not chosen by the next checkpoint, is tried again after
+    /// that.
+    fn emptied(&mut self, objects: Vec<Sequence>) {
+        let epoch = self.core.progress.borrow().epoch.next();
+        self.emptied.extend(objects.into_iter().map(|sequence| (sequence, epoch)));
     }
 
     /// Has the next checkpoint move those pages of an object that the maps still name.

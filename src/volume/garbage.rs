@@ -26,7 +26,7 @@ pub struct Garbage {
     pub waiting_objects: u64,
     /// Their lengths, bytes.
     pub waiting_bytes: u64,
-    /// Objects of which half or less lives.
+    /// Objects of which three fifths or less live.
     pub sparse_objects: u64,
     /// What lives in them, and would be moved: plaintext, bytes.
     pub sparse_live_bytes: u64,

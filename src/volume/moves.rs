@@ -44,16 +44,22 @@ pub(super) struct Offer {
 pub(super) type Offers = VecDeque<Offer>;
 
 impl Core {
-    /// Moves blocks with the next cut. Returns the plaintext that was moved, bytes, once that is published.
+    /// Moves blocks with the next cut that has none yet. Returns the plaintext that was moved, bytes, once that is published.
     ///
     /// # Errors
     /// What ends the tenure.
     pub async fn move_blocks(&self, moves: Moves) -> Result<u64, VolumeError> {
+        let moved = self.offer(moves)?;
+        moved.await.map_err(|_| self.check().err().unwrap_or(VolumeError::Closed))
+    }
+
+    /// The same, and returns at once; it is told later.
+    pub(super) fn offer(&self, moves: Moves) -> Result<oneshot::Receiver<u64>, VolumeError> {
         self.check()?;
         let (done, moved) = oneshot::channel();
         self.offers().push_back(Offer { moves, done });
         self.cut_wanted.notify_one();
-        moved.await.map_err(|_| self.check().err().unwrap_or(VolumeError::Closed))
+        Ok(moved)
     }
 }
 

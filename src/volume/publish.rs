@@ -61,13 +61,13 @@ use crate::{
 };
 
 /// Cuts between closing and publishing: one is published while the next one uploads.
-const CUTS_MAX: usize = 2;
+pub(super) const CUTS_MAX: usize = 2;
 /// Manifests that stay behind the newest: enough to fall back on, and to find where a log left the line.
 const MANIFESTS_KEPT: usize = 16;
 /// Objects' worth of data in the delta that is worth a checkpoint where it is a share of the volume: so the garbage that only a
 /// checkpoint finds stays a share of the volume, too.
 const DELTA_OBJECTS_MIN: u64 = 2;
-const DELTA_SHARE: u64 = 8;
+const DELTA_SHARE: u64 = 16;
 /// How often a log that found no room on its disk looks again: often enough for those who wait, and no load.
 const LOG_ROOM_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -346,9 +346,7 @@ impl Publisher {
             let Some(frozen) = self.core.state().frozen.get(self.cuts.len()).cloned() else { return };
             let Frozen { epoch, lsn, size_bytes, layer, .. } = frozen;
             let written = !layer.is_empty();
-            // One at a time: the next is chosen by what this one leaves.
-            let is_moving = self.cuts.iter().any(|cut| cut.moved.is_some());
-            let takes_none = is_moving || *self.closing.borrow();
+            let takes_none = *self.closing.borrow();
             let offer = if takes_none { None } else { self.core.offers().pop_front() };
             let (moves, moved) = offer.map(|Offer { moves, done }| (moves, done)).unzip();
             let layered = written || moves.is_some();

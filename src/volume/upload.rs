@@ -30,6 +30,9 @@ use crate::{
     map::delta::NewObject,
 };
 
+/// Runs of a frame that are moved, read at once.
+const READS_MAX: usize = 16;
+
 /// A cut, as it is to be uploaded.
 pub(super) struct Upload {
     pub(super) facts: CutFacts,
@@ -118,8 +121,12 @@ async fn upload_object(
 async fn gather_moved(core: &Core, runs: Vec<Run>, at: At) -> Result<(Vec<Run>, Vec<u8>), VolumeError> {
     let block_bytes = u64::from(core.bucket.block_bytes());
     let (mut plain, mut kept) = (Vec::new(), Vec::with_capacity(runs.len()));
+    let read = |run: &Run| core.read(run.block * block_bytes..(run.block + run.count) * block_bytes, at);
+    let reads: Vec<_> = runs.iter().map(read).collect();
+    let mut reads = futures::stream::iter(reads).buffered(READS_MAX);
     for run in runs {
-        match core.read(run.block * block_bytes..(run.block + run.count) * block_bytes, at).await {
+        let Some(found) = reads.next().await else { break };
+        match found {
             Ok(parts) => {
                 parts.iter().for_each(|part| plain.extend_from_slice(part));
                 kept.push(run);
