@@ -9,7 +9,7 @@ use super::{
     error::{FrameError, VolumeError},
     open::load_delta,
 };
-use crate::format::ids::Epoch;
+use crate::format::{ids::Epoch, manifest::Manifest};
 
 /// Manifests that are tried one after the other: each may be outdated while what it lists is being read.
 const TRIES_MAX: u32 = 5;
@@ -69,7 +69,8 @@ impl Core {
         drop(state);
         let (generation, epoch) = newest.name();
         let lsn = self.progress.borrow().lsn;
-        self.progress.send_replace(Progress { generation, epoch, lsn, time_ms: newest.manifest.time_ms });
+        let Manifest { nonce, time_ms, .. } = newest.manifest;
+        self.progress.send_replace(Progress { generation, nonce, epoch, lsn, time_ms });
         tracing::info!(%epoch, "what was read is collected: going on with a newer epoch");
         Ok(())
     }
