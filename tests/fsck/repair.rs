@@ -227,7 +227,6 @@ async fn what_has_no_copy_is_an_error_after_a_repair_and_nothing_else_is() {
         }
         lossy += usize::from(!lost.is_empty());
     }
-    // The collector leaves less that only one place has, so fewer damages lose anything.
     assert!(lossy > 5 && by_earlier_maps > 5, "{lossy} {by_earlier_maps}");
 }
 
