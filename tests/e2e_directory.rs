@@ -51,6 +51,9 @@ e2e::claims! {
         a_clone_shares_what_its_origin_holds_and_each_goes_its_own_way,
         a_full_clone_depends_on_nothing,
         what_cannot_be_cloned_is_named_and_leaves_nothing;
+    gc:
+        gc_gives_back_what_was_overwritten_online_and_offline,
+        gc_lets_go_of_clones_that_are_gone;
     resize:
         a_volume_is_resized_while_clients_write,
         ext4_goes_on_while_its_volume_grows_and_shrinks_with_it;

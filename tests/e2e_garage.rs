@@ -40,6 +40,9 @@ e2e::claims! {
         a_killed_servers_control_socket_is_nobody_and_the_next_one_answers,
         a_fenced_server_says_by_whom_and_cannot_sync,
         status_tells_that_the_store_is_away_and_sync_waits_for_it;
+    gc:
+        gc_gives_back_what_was_overwritten_online_and_offline,
+        gc_lets_go_of_clones_that_are_gone;
     resize:
         a_volume_is_resized_while_clients_write,
         ext4_goes_on_while_its_volume_grows_and_shrinks_with_it;

@@ -12,6 +12,7 @@ use crate::{
 
 /// Delete what nobody needs, and move what is left of sparse objects. An open volume does this by itself; by hand, it is
 /// done at once and to the end: by the server that has the volume open on this host, or else by opening the volume.
+/// Snapshots that were held for clones which are gone may be deleted afterwards.
 #[derive(Debug, Args)]
 pub(super) struct Gc {
     #[command(flatten)]
@@ -65,6 +66,9 @@ impl Gc {
             show_size(deleted_bytes),
             show_size(moved_bytes)
         ));
+        for clone in collected.released_clones {
+            say(format_args!("{name}: the clone {clone} is gone: no snapshot is held for it any more"));
+        }
         if let (Some(objects), Some(bytes)) = (collected.stray_objects, collected.stray_bytes) {
             say(format_args!("{name}: deleted {objects} strays ({})", show_size(bytes)));
         }

@@ -79,6 +79,7 @@ async fn resize(
 }
 
 async fn collect(core: &Core, strays: bool) -> Result<Answer, VolumeError> {
+    let released = core.release_stale(None).await?;
     let before = core.collecting().figures();
     let figures = core.collect().await?;
     let strays = if strays { Some(core.delete_strays().await?) } else { None };
@@ -88,6 +89,7 @@ async fn collect(core: &Core, strays: bool) -> Result<Answer, VolumeError> {
         moved_bytes: figures.moved_bytes - before.moved_bytes,
         waiting_objects: figures.waiting,
         waiting_bytes: figures.waiting_bytes,
+        released_clones: released.into_iter().map(|clone| clone.name).collect(),
         stray_objects: strays.map(|strays| strays.objects),
         stray_bytes: strays.map(|strays| strays.bytes),
     }))

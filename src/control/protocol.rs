@@ -124,7 +124,7 @@ pub struct Resized {
 }
 
 /// Garbage that was collected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {
     /// Objects deleted.
     pub deleted_objects: u64,
@@ -136,6 +136,8 @@ pub struct Collected {
     pub waiting_objects: u64,
     /// Their lengths, bytes.
     pub waiting_bytes: u64,
+    /// Clones that snapshots were held for, and that are not there any more.
+    pub released_clones: Vec<String>,
     /// Objects deleted that nothing named, where that was asked for.
     pub stray_objects: Option<u64>,
     /// Their lengths, bytes.

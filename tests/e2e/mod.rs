@@ -11,6 +11,7 @@ pub(crate) mod crash;
 pub(crate) mod damage;
 pub(crate) mod errors;
 pub(crate) mod file_systems;
+pub(crate) mod gc;
 pub(crate) mod outage;
 pub(crate) mod passwords;
 pub(crate) mod raw;
