@@ -133,10 +133,11 @@ impl Ledger {
         }
         for (chunk, entries) in &self.chunks {
             let wrong = entries.left.iter().enumerate().filter(|(_, left)| **left != 0);
-            findings.extend(wrong.map(|(at, left)| {
+            findings.extend(wrong.filter_map(|(at, left)| {
                 let sequence = Sequence(chunk * CHUNK + at as u64);
-                let name = object_name((self.tenure_of(sequence).unwrap_or_default(), sequence));
-                Finding::LiveBytes { name, excess_bytes: left.saturating_neg() }
+                // Without a tenure it has no name; its entry, out of order, has been named.
+                let name = object_name((self.tenure_of(sequence)?, sequence));
+                Some(Finding::LiveBytes { name, excess_bytes: left.saturating_neg() })
             }));
         }
         findings

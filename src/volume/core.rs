@@ -70,6 +70,8 @@ pub struct Core {
 pub struct Progress {
     /// Tenure.
     pub generation: Generation,
+    /// Of its claim.
+    pub nonce: u64,
     /// Newest epoch.
     pub epoch: Epoch,
     /// How far into the log it reaches.

@@ -1,7 +1,8 @@
 //! Reading what was collected meanwhile: the maps have moved on, and say where it is now.
 //!
 //! A reader finds a place in the maps, and the object there is deleted before it is read, since the maps let go of it. In the
-//! volume's own process the state is newer by then. A read-only opener reads the newest manifest, and goes on with that.
+//! volume's own process the state is newer by then, or another host has taken the volume, which ends the tenure. A read-only
+//! opener reads the newest manifest, and goes on with that.
 
 use super::{
     bucket::Published,
@@ -9,7 +10,7 @@ use super::{
     error::{FrameError, VolumeError},
     open::load_delta,
 };
-use crate::format::ids::Epoch;
+use crate::format::{ids::Epoch, manifest::Manifest};
 
 /// Manifests that are tried one after the other: each may be outdated while what it lists is being read.
 const TRIES_MAX: u32 = 5;
@@ -37,11 +38,16 @@ impl Core {
     }
 
     /// Something that the maps of `version` name is gone: whether there are newer ones now, so that it is worth looking again.
+    ///
+    /// # Errors
+    /// `Fenced` where another host has taken the volume, and what the store refuses.
     pub(super) async fn has_moved_on(&self, version: Version) -> Result<bool, VolumeError> {
         if self.version() != version {
             return Ok(true);
         }
-        let Some(following) = &self.following else { return Ok(false) };
+        let Some(following) = &self.following else {
+            return self.check_overtaken().await.map(|()| false);
+        };
         let _alone = following.lock().await;
         if self.version() != version {
             return Ok(true);
@@ -59,6 +65,18 @@ impl Core {
         Ok(false)
     }
 
+    /// Whoever took the volume from this writer may have collected what is gone: then the tenure is over, and nothing is damaged.
+    async fn check_overtaken(&self) -> Result<(), VolumeError> {
+        if self.log.is_none() {
+            return Ok(());
+        }
+        let ours = self.progress.borrow().generation;
+        let Some(higher) = self.bucket.list_claims(Some(ours)).await?.pop() else { return Ok(()) };
+        let fault = VolumeError::Fenced { ours, found: higher.0 };
+        self.fail(fault.clone());
+        Err(fault)
+    }
+
     async fn go_on_with(&self, newest: &Published) -> Result<(), VolumeError> {
         let delta = load_delta(&self.bucket, &newest.manifest).await?;
         let mut state = self.state_mut();
@@ -69,7 +87,8 @@ impl Core {
         drop(state);
         let (generation, epoch) = newest.name();
         let lsn = self.progress.borrow().lsn;
-        self.progress.send_replace(Progress { generation, epoch, lsn, time_ms: newest.manifest.time_ms });
+        let Manifest { nonce, time_ms, .. } = newest.manifest;
+        self.progress.send_replace(Progress { generation, nonce, epoch, lsn, time_ms });
         tracing::info!(%epoch, "what was read is collected: going on with a newer epoch");
         Ok(())
     }

@@ -426,7 +426,8 @@ fn since(env: &Env, time_ms: u64) -> Instant {
 
 fn progress(newest: &Published, lsn: Lsn) -> Progress {
     let (generation, epoch) = newest.name();
-    Progress { generation, epoch, lsn, time_ms: newest.manifest.time_ms }
+    let Manifest { nonce, time_ms, .. } = newest.manifest;
+    Progress { generation, nonce, epoch, lsn, time_ms }
 }
 
 fn wal_options(settings: &Settings, tag: [u8; 32]) -> wal::Options {

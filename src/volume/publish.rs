@@ -660,6 +660,7 @@ impl Publisher {
         self.core.published.advance(lsn);
         self.core.progress.send_replace(Progress {
             generation: link.generation,
+            nonce: self.tenure.nonce,
             epoch: link.epoch,
             lsn,
             time_ms: manifest.time_ms,

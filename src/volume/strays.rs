@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use super::{
     bucket::Bucket,
     claims::{self, Tenure},
-    core::Core,
+    core::{Core, Progress},
     error::{Kind, VolumeError},
     walk::{Direct, Walk},
 };
@@ -160,7 +160,8 @@ impl Core {
     /// `ReadOnly`, `Fenced`, and as [`count`].
     pub async fn delete_strays(&self) -> Result<Strays, VolumeError> {
         self.log()?;
-        let tenure = Tenure { generation: self.progress.borrow().generation, nonce: 0 };
+        let Progress { generation, nonce, .. } = *self.progress.borrow();
+        let tenure = Tenure { generation, nonce };
         find(&self.bucket, |names| async move {
             self.check()?;
             claims::check(&self.bucket, tenure).await?;

@@ -70,7 +70,7 @@ impl History {
     }
 
     /// The image that a base holds: some epochs publish a checkpoint alone.
-    fn image_of(&self, repair: &Repair) -> usize {
+    pub fn image_of(&self, repair: &Repair) -> usize {
         let lsn = repair.base.as_ref().unwrap().published.manifest.log.lsn;
         self.ends.iter().rposition(|end| *end <= lsn).unwrap()
     }

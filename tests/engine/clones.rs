@@ -1,5 +1,7 @@
 //! Clones: what they share with the volume that they come from, and what becomes of each.
 
+mod rollback;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;

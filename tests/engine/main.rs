@@ -27,5 +27,6 @@ mod scan;
 mod snapshots;
 mod status;
 mod store_faults;
+mod strays;
 mod two_writers;
 mod warnings;

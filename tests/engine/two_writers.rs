@@ -226,9 +226,11 @@ impl World {
     }
 }
 
+/// The image that the oracle knows; none from a volume that answers no more.
 async fn read_all(volume: &Volume, windows: &Windows) -> Option<Vec<u8>> {
     let window = windows.ranges()[0].clone();
-    volume.read(window.start, (window.end - window.start) as u32).await.ok().map(|parts| parts.concat())
+    let parts = volume.read(window.start, (window.end - window.start) as u32).await.ok()?;
+    Some([parts.concat(), volume.info().size_bytes.to_le_bytes().to_vec()].concat())
 }
 
 async fn history(seed: u64) {

@@ -17,7 +17,7 @@ use s3bd::{
         faulty::{Call, Fault, Faulty},
         memory::Memory,
     },
-    volume::{error::VolumeError, open::Agreed},
+    volume::{error::VolumeError, open::Agreed, settings::Settings},
 };
 use wal::disk::sim::Prng;
 
@@ -129,6 +129,29 @@ async fn strays_unknown_names_and_a_fenced_writers_manifests_are_notes() {
             }
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_collector_deleted_is_no_finding() {
+    let store = Memory::new();
+    make(&store, SIZE).await;
+    let settings = Settings { gc_grace: Duration::ZERO, ..small_settings() };
+    let host = env(Arc::new(store.clone()), &Disks::new(), 7, "here");
+    let (volume, _) = open_with(host, settings, Agreed::default()).await.unwrap();
+    for byte in 1..20 {
+        volume.write(0, Bytes::from(vec![byte; 200 << 10]), false).await.unwrap();
+        volume.write(4 << 20, Bytes::from(vec![byte; 9000]), false).await.unwrap();
+        volume.sync().await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let figures = volume.core().collecting().figures();
+    assert!(figures.deleted > 5, "{figures:?}");
+    assert_sound(&store, &["in_use"]).await;
+    // Some entries wait for a checkpoint that has another reason.
+    let report = check_at(Arc::new(store.clone()), Level::Default).await;
+    assert!(report.counts.collected > 0, "{:?}", report.counts);
+    volume.close().await.unwrap();
+    assert_sound(&store, &[]).await;
 }
 
 /// A volume that its writer goes on publishing, with many manifests removed, while it is checked: every request of the

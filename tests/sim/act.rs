@@ -44,6 +44,9 @@ pub enum Act {
         offset: u64,
         length: u64,
     },
+    TakeSnapshot,
+    DeleteSnapshot,
+    ReadSnapshot,
     Sleep(u64),
     Close,
     Die,
@@ -106,7 +109,10 @@ impl Machine {
         let (offset, length) = (range.start, range.end - range.start);
         match self.prng.below(1000) {
             0..15 => Act::SecondProcess,
-            15..330 => Act::Write { offset, length, flush: self.prng.below(8) == 0 },
+            15..265 => Act::Write { offset, length, flush: self.prng.below(8) == 0 },
+            265..290 => Act::TakeSnapshot,
+            290..310 => Act::DeleteSnapshot,
+            310..330 => Act::ReadSnapshot,
             330..350 => Act::Resize { size_bytes: self.size_bytes() },
             350..400 => Act::Zero {
                 offset,
@@ -273,6 +279,9 @@ impl Machine {
                 both.0.and(both.1)
             }
             Act::Read { offset, length } => self.read(process, offset, length).await,
+            Act::TakeSnapshot => self.take_snapshot(process).await,
+            Act::DeleteSnapshot => self.delete_snapshot(process, noise_seed).await,
+            Act::ReadSnapshot => self.read_snapshot(process, noise_seed).await,
             Act::Close => {
                 let at = self.common.promises().last(process.key);
                 process.volume.close().await?;

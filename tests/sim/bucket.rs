@@ -21,6 +21,7 @@ use crate::{
     host::{Disks, env},
     machine::name,
     promises::{Key, Moment, Promises},
+    snapshots,
 };
 
 /// Clones are of the same bucket.
@@ -124,6 +125,9 @@ impl Store for Watched {
         // One by one: a request for many may be cut off in the middle.
         for key in keys {
             self.answers("delete", key)?;
+            if key.starts_with("objects/") && self.memory.snapshot().get(key).is_some() {
+                self.promises.lock().unwrap().count("object collected");
+            }
             self.memory.delete(std::slice::from_ref(key)).await?;
             self.changed(format!("delete {key}"));
         }
@@ -159,15 +163,23 @@ pub async fn origin(
 }
 
 /// Rebuilds the volume from the bucket alone: a prefix of the winning line with all that was durable by then.
-pub async fn check(bucket: &Bucket, settings: &Settings, promises: &Mutex<Promises>, moment: Moment) {
+/// With `thorough`, the content of each of its snapshots, too.
+pub async fn check(
+    bucket: &Bucket,
+    settings: &Settings,
+    promises: &Mutex<Promises>,
+    moment: Moment,
+    thorough: bool,
+) {
     let memory = Memory::new();
     memory.restore(moment.contents);
     let bucket = Bucket { store: Arc::new(memory), ..bucket.clone() };
     let checked = async {
         let newest = bucket.newest_manifest().await.map_err(|error| error.to_string())?.manifest;
         let origin = origin(&bucket, promises, &newest).await?;
-        let env = env(Arc::clone(&bucket.store), &Disks::new(), 1, &name(usize::MAX));
         let settings = Settings { cache_bytes_max: 0, ..settings.clone() };
+        snapshots::check(&bucket, &settings, promises, &newest, &moment.snapshots, thorough).await?;
+        let env = env(Arc::clone(&bucket.store), &Disks::new(), 1, &name(usize::MAX));
         let size_bytes = newest.size_bytes as u32;
         let volume =
             open_read_only(env, bucket.clone(), settings).await.map_err(|error| error.to_string())?;

@@ -302,9 +302,16 @@ impl Machine {
             // Others publish many times between two of its requests.
             Err(error) => return self.note(format!("a reader did not open: {error}")),
         };
-        let Ok(parts) = volume.read(0, self.common.size_bytes as u32).await else {
-            panic!("a reader that opened reads");
+        let (size_bytes, parts) = loop {
+            let size_bytes = volume.info().size_bytes;
+            let read = volume.read(0, size_bytes as u32).await;
+            // On the way it may have gone on with an epoch of another size.
+            if volume.info().size_bytes == size_bytes {
+                break (size_bytes, read);
+            }
         };
+        let parts = parts.expect("a reader that opened reads");
+        assert_eq!(parts.concat().len() as u64, size_bytes, "a reader reads all of it");
         let progress = *volume.core().progress.borrow();
         let manifest = self.common.direct.load_manifest(progress.generation, progress.epoch).await;
         let Ok(Some(manifest)) = manifest else { return };

@@ -16,6 +16,7 @@ mod line;
 mod machine;
 mod promises;
 mod runner;
+mod snapshots;
 mod world;
 
 use crate::runner::{Seeds, run, run_seed};

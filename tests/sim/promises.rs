@@ -14,11 +14,13 @@ use bytes::Bytes;
 use s3bd::store::memory::Contents;
 use wal::Lsn;
 
+use crate::snapshots::{Known, Snapshots};
+
 /// Generation and nonce.
 pub type Key = (u64, u64);
 
 /// What has to happen in a run of many histories, or the simulation does not test what it says.
-pub const EVENTS: [&str; 22] = [
+pub const EVENTS: [&str; 27] = [
     "opened",
     "took over",
     "replayed",
@@ -40,6 +42,11 @@ pub const EVENTS: [&str; 22] = [
     "locked",
     "read beside a writer",
     "paused",
+    "snapshot taken",
+    "snapshot deleted",
+    "snapshot read",
+    "snapshot checked",
+    "object collected",
     "bucket checked",
 ];
 
@@ -71,6 +78,8 @@ pub struct Moment {
     pub change: String,
     /// How many points were known durable by then.
     pub durable: usize,
+    /// What was known of snapshots by then.
+    pub snapshots: BTreeMap<String, Known>,
 }
 
 /// An older copy of the bucket, and what was durable in it.
@@ -78,6 +87,7 @@ pub struct Moment {
 pub struct Copy {
     pub contents: Contents,
     durable: Vec<u64>,
+    snapshots: BTreeMap<String, Known>,
 }
 
 /// Everything that is known.
@@ -87,6 +97,7 @@ pub struct Promises {
     durable: Vec<u64>,
     points: u64,
     pub moments: Vec<Moment>,
+    pub snapshots: Snapshots,
     /// An older copy of the bucket was put back.
     pub rolled_back: bool,
     /// It was put back under running writers, just now: nothing counts as published until it is done as it should be.
@@ -108,6 +119,7 @@ impl Promises {
             durable: vec![0],
             points: 0,
             moments: Vec::new(),
+            snapshots: Snapshots::default(),
             rolled_back: false,
             torn: false,
             salts: BTreeMap::new(),
@@ -264,17 +276,19 @@ impl Promises {
         if self.torn {
             return;
         }
-        self.moments.push(Moment { contents, change, durable: self.durable.len() });
+        let snapshots = self.snapshots.known.clone();
+        self.moments.push(Moment { contents, change, durable: self.durable.len(), snapshots });
     }
 
     /// A copy to be put back later.
     pub fn copy(&self, contents: Contents) -> Copy {
-        Copy { contents, durable: self.durable.clone() }
+        Copy { contents, durable: self.durable.clone(), snapshots: self.snapshots.known.clone() }
     }
 
     /// The copy was put back: what was promised since is gone.
     pub fn put_back(&mut self, copy: &Copy) {
         self.durable = copy.durable.clone();
+        self.snapshots.known = copy.snapshots.clone();
         self.rolled_back = true;
     }
 }

@@ -1,0 +1,210 @@
+//! Snapshots in a history: what hosts do with them, and what each holds for as long as it is there.
+//!
+//! # Overview
+//! A name is given once in a history, and its content is settled when the host asks for it: whatever becomes of the answer,
+//! a snapshot of that name holds that. Whether there is one is known from the answers alone. What takeovers take has names
+//! that nobody asked for; it holds a point of the line of which it was taken.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use s3bd::{
+    format::manifest::{Manifest, Snapshot},
+    nbd::Device,
+    volume::{
+        Volume,
+        bucket::Bucket,
+        error::VolumeError,
+        open::{open_snapshot, open_snapshot_alone, pinned_manifest},
+        settings::Settings,
+        snapshots::{Change, SnapshotTable},
+    },
+};
+use wal::disk::sim::Prng;
+
+use crate::{
+    bucket::origin,
+    host::{Disks, env},
+    machine::{Machine, Process, name},
+    promises::Promises,
+};
+
+/// Beyond them one is deleted where one would be taken.
+const SNAPSHOTS_MAX: usize = 5;
+
+/// What answers told of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// It was asked for, or its deletion: it may be there.
+    Perhaps,
+    Taken,
+    Deleted,
+}
+
+/// Snapshots by name.
+#[derive(Debug, Default)]
+pub struct Snapshots {
+    /// What each holds, wherever there is one.
+    images: BTreeMap<String, Arc<Vec<u8>>>,
+    pub known: BTreeMap<String, Known>,
+}
+
+/// All that a snapshot holds.
+async fn read(volume: &Volume) -> Result<Vec<u8>, String> {
+    let size_bytes = volume.info().size_bytes as u32;
+    Ok(volume.read(0, size_bytes).await.map_err(|error| error.to_string())?.concat())
+}
+
+/// Compares what was read of a snapshot with what it was taken of.
+async fn compare(
+    bucket: &Bucket,
+    promises: &Mutex<Promises>,
+    snapshot: &Snapshot,
+    found: &[u8],
+) -> Result<(), String> {
+    if found.len() as u64 != snapshot.size_bytes {
+        return Err(format!("it has {} bytes, and says {}", found.len(), snapshot.size_bytes));
+    }
+    let image = promises.lock().unwrap().snapshots.images.get(&snapshot.name).cloned();
+    match image {
+        Some(image) if *image == found => Ok(()),
+        Some(_) => Err("it does not hold what was acknowledged when it was taken".to_owned()),
+        // What tells the line may be removed.
+        None => {
+            let Ok(pinned) = pinned_manifest(bucket, snapshot).await else { return Ok(()) };
+            let Ok(origin) = origin(bucket, promises, &pinned.manifest).await else { return Ok(()) };
+            promises.lock().unwrap().find(origin.key, found, 1, 0).map(|_| ())
+        }
+    }
+}
+
+/// Whether the bucket has the snapshots that it has to have, and, with `thorough`, what they hold.
+pub async fn check(
+    bucket: &Bucket,
+    settings: &Settings,
+    promises: &Mutex<Promises>,
+    newest: &Manifest,
+    known: &BTreeMap<String, Known>,
+    thorough: bool,
+) -> Result<(), String> {
+    let table = SnapshotTable::load(bucket, newest).await.map_err(|error| error.to_string())?;
+    for (name, known) in known {
+        match (known, table.get(name).is_ok()) {
+            (Known::Taken, false) => return Err(format!("snapshot {name} is not there")),
+            (Known::Deleted, true) => return Err(format!("snapshot {name} is there again")),
+            _ => {}
+        }
+    }
+    if !thorough {
+        return Ok(());
+    }
+    for snapshot in table.iter() {
+        let env = env(Arc::clone(&bucket.store), &Disks::new(), 1, &name(usize::MAX));
+        let compared = async {
+            let opened = open_snapshot_alone(env, bucket.clone(), settings.clone(), &snapshot.name).await;
+            let found = read(&opened.map_err(|error| error.to_string())?).await?;
+            compare(bucket, promises, snapshot, &found).await
+        };
+        compared.await.map_err(|wrong| format!("snapshot {}: {wrong}", snapshot.name))?;
+        promises.lock().unwrap().count("snapshot checked");
+    }
+    Ok(())
+}
+
+impl Machine {
+    /// Of the snapshots that a process knows of, one.
+    fn choose(process: &Process, seed: u64) -> Option<Snapshot> {
+        let state = process.volume.core().state();
+        let count = state.snapshots.len() as u64;
+        let chosen = Prng::new(seed).below(count.max(1)) as usize;
+        state.snapshots.iter().nth(chosen).cloned()
+    }
+
+    /// Takes one. It holds all that was sent before: a host sends nothing else meanwhile.
+    pub async fn take_snapshot(&self, process: &Process) -> Result<(), VolumeError> {
+        if process.volume.core().state().snapshots.len() >= SNAPSHOTS_MAX {
+            return self.delete_snapshot(process, process.key.1).await;
+        }
+        let (name, at) = {
+            let mut promises = self.common.promises();
+            let name = format!("taken-{}", promises.snapshots.images.len());
+            let image = promises.image(process.key);
+            promises.snapshots.images.insert(name.clone(), image);
+            promises.snapshots.known.insert(name.clone(), Known::Perhaps);
+            (name, promises.last(process.key))
+        };
+        process.volume.core().change(Change::Take(name.clone())).await?;
+        self.changed(process, at, name, Known::Taken, "snapshot taken");
+        Ok(())
+    }
+
+    pub async fn delete_snapshot(&self, process: &Process, seed: u64) -> Result<(), VolumeError> {
+        let Some(Snapshot { name, .. }) = Self::choose(process, seed) else { return Ok(()) };
+        let at = {
+            let mut promises = self.common.promises();
+            // Deleted by another host, which took the volume: this one is not told before it publishes.
+            if promises.snapshots.known.get(&name) != Some(&Known::Deleted) {
+                promises.snapshots.known.insert(name.clone(), Known::Perhaps);
+            }
+            promises.last(process.key)
+        };
+        process.volume.core().change(Change::Delete(name.clone())).await?;
+        self.changed(process, at, name, Known::Deleted, "snapshot deleted");
+        Ok(())
+    }
+
+    /// A change of the table was answered: it is published, with all before it.
+    fn changed(&self, process: &Process, at: usize, name: String, known: Known, event: &'static str) {
+        let mut promises = self.common.promises();
+        promises.count(event);
+        if !promises.torn {
+            promises.snapshots.known.insert(name, known);
+        }
+        promises.publish(process.key, at);
+    }
+
+    /// Reads one through the process that has the volume open.
+    pub async fn read_snapshot(&self, process: &Process, seed: u64) -> Result<(), VolumeError> {
+        let Some(snapshot) = Self::choose(process, seed) else { return Ok(()) };
+        let found = async {
+            let volume = open_snapshot(process.volume.core(), &snapshot).await;
+            read(&volume.map_err(|error| error.to_string())?).await
+        };
+        let wrong = match found.await {
+            Ok(found) => {
+                self.compare(&snapshot, &found).await;
+                self.common.promises().count("snapshot read");
+                return Ok(());
+            }
+            Err(wrong) => wrong,
+        };
+        process.volume.core().check()?;
+        let wrong = format!("snapshot {}: {wrong}", snapshot.name);
+        self.note(&wrong);
+        if self.common.faults.denied > 0 || self.common.promises().torn {
+            return Ok(());
+        }
+        // Whoever took the volume may have deleted it.
+        let newest = self.common.direct.newest_manifest().await.expect("a bucket that is whole").manifest;
+        assert!((newest.generation.0, newest.nonce) != process.key, "{}: {wrong}", name(self.number));
+        Ok(())
+    }
+
+    /// All of them, where nothing fails.
+    pub async fn read_snapshots(&self, process: &Process) {
+        let snapshots: Vec<_> = process.volume.core().state().snapshots.iter().cloned().collect();
+        for snapshot in snapshots {
+            let volume = open_snapshot(process.volume.core(), &snapshot).await.expect("it is there");
+            let found = read(&volume).await.expect("it can be read");
+            self.compare(&snapshot, &found).await;
+        }
+    }
+
+    async fn compare(&self, snapshot: &Snapshot, found: &[u8]) {
+        let compared = compare(&self.common.direct, &self.common.watched.promises, snapshot, found).await;
+        compared
+            .unwrap_or_else(|wrong| panic!("snapshot {} on {}: {wrong}", snapshot.name, name(self.number)));
+    }
+}
