@@ -136,6 +136,7 @@ impl Store for Watched {
 }
 
 /// The tenure whose line a manifest continues, and whether all manifests down to there are of one host.
+#[derive(Clone, Debug)]
 pub struct Origin {
     pub key: Key,
     pub hosts: Vec<String>,
@@ -148,12 +149,20 @@ pub async fn origin(
     manifest: &Manifest,
 ) -> Result<Origin, String> {
     let mut hosts = Vec::new();
+    let first = (manifest.generation.0, manifest.nonce);
     let mut manifest = manifest.clone();
     loop {
         let key = (manifest.generation.0, manifest.nonce);
         hosts.push(manifest.writer.host.clone());
         if promises.lock().unwrap().tenures.contains_key(&key) {
-            return Ok(Origin { key, hosts });
+            let origin = Origin { key, hosts };
+            promises.lock().unwrap().origins.insert(first, origin.clone());
+            return Ok(origin);
+        }
+        // A tenure that does not serve yet may have removed the manifests that it goes back to.
+        if let Some(known) = promises.lock().unwrap().origins.get(&key) {
+            hosts.extend(known.hosts.iter().cloned());
+            return Ok(Origin { key: known.key, hosts });
         }
         let link = manifest.parent.ok_or("a manifest without a parent, and of no tenure that served")?;
         let parent = bucket.load_manifest(link.generation, link.epoch).await;

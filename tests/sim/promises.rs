@@ -14,7 +14,10 @@ use bytes::Bytes;
 use s3bd::store::memory::Contents;
 use wal::Lsn;
 
-use crate::snapshots::{Known, Snapshots};
+use crate::{
+    bucket::Origin,
+    snapshots::{Known, Snapshots},
+};
 
 /// Generation and nonce.
 pub type Key = (u64, u64);
@@ -98,6 +101,8 @@ pub struct Promises {
     points: u64,
     pub moments: Vec<Moment>,
     pub snapshots: Snapshots,
+    /// What manifests of each tenure go back to, as far as anybody looked.
+    pub origins: BTreeMap<Key, Origin>,
     /// An older copy of the bucket was put back.
     pub rolled_back: bool,
     /// It was put back under running writers, just now: nothing counts as published until it is done as it should be.
@@ -120,6 +125,7 @@ impl Promises {
             points: 0,
             moments: Vec::new(),
             snapshots: Snapshots::default(),
+            origins: BTreeMap::new(),
             rolled_back: false,
             torn: false,
             salts: BTreeMap::new(),
