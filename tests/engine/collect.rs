@@ -338,7 +338,6 @@ async fn overwrite(length: u64) -> (f64, f64) {
 async fn ten_times_overwritten_the_bucket_has_half_as_much_again() {
     for length in [4 << 10, 64 << 10] {
         let (most, left) = overwrite(length).await;
-        println!("writes of {length} bytes: {most:.2} times what lives at most, {left:.2} at the end");
         assert!(
             left <= 1.5,
             "writes of {length} bytes: {left:.2} times what lives at the end, {most:.2} at most"
