@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use crate::{
     nbd::{Device, Export, ExportError, Exports},
-    volume::{Volume, open::open_snapshot},
+    volume::{Volume, snapshot_view::SnapshotView},
 };
 
 /// The exports of one volume.
@@ -17,7 +17,7 @@ pub(super) struct VolumeExports {
     volume: Export,
     source: Arc<Volume>,
     /// Snapshots that clients have open, by number.
-    open: Mutex<HashMap<u64, Weak<Volume>>>,
+    open: Mutex<HashMap<u64, Weak<SnapshotView>>>,
 }
 
 impl VolumeExports {
@@ -28,26 +28,21 @@ impl VolumeExports {
     /// Whether a client reads the snapshot with this number.
     pub(super) fn is_open(&self, id: u64) -> bool {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.get(&id).is_some_and(|volume| volume.strong_count() > 0)
+        open.get(&id).is_some_and(|view| view.strong_count() > 0)
     }
 
-    async fn snapshot(&self, name: &str) -> Result<Arc<Volume>, ExportError> {
+    fn snapshot(&self, name: &str) -> Result<Arc<SnapshotView>, ExportError> {
         let core = self.source.core();
         let snapshot = core.state().snapshots.get(name).cloned().map_err(|_| ExportError::Unknown)?;
-        let lock = || self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let there = lock().get(&snapshot.id).and_then(Weak::upgrade);
-        if let Some(there) = there {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = open.get(&snapshot.id).and_then(Weak::upgrade) {
             return Ok(there);
         }
-        let opened = open_snapshot(core, &snapshot).await.map(Arc::new).map_err(|error| {
-            tracing::error!(%error, name, "a snapshot cannot be opened");
-            core.noted.note(format!("snapshot {name:?} cannot be opened: {error}"), core.env.clock.now_ms());
-            ExportError::Unavailable
-        })?;
-        let mut open = lock();
-        open.retain(|_, volume| volume.strong_count() > 0);
-        open.insert(snapshot.id, Arc::downgrade(&opened));
-        Ok(opened)
+        open.retain(|_, view| view.strong_count() > 0);
+        let id = snapshot.id;
+        let view = Arc::new(SnapshotView::new(Arc::clone(core), snapshot));
+        open.insert(id, Arc::downgrade(&view));
+        Ok(view)
     }
 }
 
@@ -65,7 +60,7 @@ impl Exports for VolumeExports {
             return Ok(self.volume.clone());
         }
         let snapshot = name.strip_prefix(&*self.volume.name).and_then(|rest| rest.strip_prefix('@'));
-        let device = self.snapshot(snapshot.ok_or(ExportError::Unknown)?).await?;
+        let device = self.snapshot(snapshot.ok_or(ExportError::Unknown)?)?;
         let name = name.to_owned();
         Ok(Export { description: format!("{name}, read-only"), name, device: device as Arc<dyn Device> })
     }

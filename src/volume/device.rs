@@ -18,14 +18,20 @@ fn answer(core: &Core) -> impl FnOnce(VolumeError) -> DeviceError + '_ {
     }
 }
 
+/// What clients are told of a volume, or of a snapshot of it, of this size.
+pub(super) fn info_of(core: &Core, size_bytes: u64) -> DeviceInfo {
+    DeviceInfo {
+        size_bytes,
+        preferred_block_bytes: core.bucket.block_bytes().clamp(4096, PREFERRED_BYTES),
+        read_only: core.log.is_none(),
+    }
+}
+
 #[async_trait]
 impl Device for Volume {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo {
-            size_bytes: self.core().state().size_bytes,
-            preferred_block_bytes: self.core().bucket.block_bytes().clamp(4096, PREFERRED_BYTES),
-            read_only: self.core().log.is_none(),
-        }
+        let size_bytes = self.core().state().size_bytes;
+        info_of(self.core(), size_bytes)
     }
 
     async fn read(&self, offset: u64, length: u32) -> Result<Vec<Bytes>, DeviceError> {

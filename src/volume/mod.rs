@@ -58,6 +58,7 @@ pub mod rollback;
 pub mod seen;
 pub mod settings;
 pub mod slots;
+pub mod snapshot_view;
 pub mod snapshots;
 pub mod state;
 pub mod status;
