@@ -37,7 +37,7 @@ pub(crate) fn snapshots_are_taken_read_renamed_and_deleted_online_and_offline(ki
     for (arguments, words) in [
         (["create", &at("one")[..]], "there is a snapshot \"one\" of this volume already"),
         (["create", &volume], "names no snapshot"),
-        (["create", &at("a/b")], "must not contain @ or /"),
+        (["create", &at("a@b")], "must not contain @ or /"),
         (["delete", &at("none")], "there is no snapshot \"none\""),
     ] {
         let yes: &[&str] = if arguments[0] == "delete" { &["--yes"] } else { &[] };
