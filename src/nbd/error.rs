@@ -16,7 +16,7 @@ pub(super) enum ConnectionError {
     ExportName,
     #[error("export {name:?} of NBD_OPT_EXPORT_NAME: {source}")]
     ExportNotFound { name: String, source: ExportError },
-    #[error("handshake not finished after {limit:?}")]
+    #[error("the handshake did not go on for {limit:?}")]
     HandshakeTime { limit: Duration },
     #[error("request magic is {found:#x}")]
     RequestMagic { found: u32 },

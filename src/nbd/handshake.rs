@@ -1,8 +1,13 @@
 //! The handshake: greeting and option haggling, until the client has an export or leaves. Source: proto.md, "Fixed
 //! newstyle negotiation", "Option types", "Option reply types".
 
+use std::time::Duration;
+
 use bytes::{BufMut, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    time::timeout,
+};
 
 use super::{
     Export, ExportError, Exports,
@@ -37,37 +42,20 @@ pub(super) async fn handshake<R, W>(
     input: &mut Input<R>,
     output: &mut W,
     exports: &dyn Exports,
+    limit: Duration,
 ) -> Result<Option<Session>, ConnectionError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut haggling = Haggling { no_zeroes: greet(input, output).await?, ..Haggling::default() };
+    let late = |_| ConnectionError::HandshakeTime { limit };
+    let no_zeroes = timeout(limit, greet(input, output)).await.map_err(late)??;
+    let mut haggling = Haggling { no_zeroes, ..Haggling::default() };
     loop {
-        if !begins(input).await? {
-            return Ok(None);
-        }
-        let (option, length_bytes) = receive_header(input).await?;
-        if length_bytes > OPTION_BYTES_MAX {
-            refuse_long(input, output, option, length_bytes).await?;
-            continue;
-        }
-        let length = length_bytes as usize;
-        input.fill_to(length).await?;
-        let next = haggling.answer(option, &input.bytes()[..length], exports).await;
-        input.consume(length);
-        let replies = std::mem::take(&mut haggling.replies);
-        match next? {
-            Next::Option => output.write_all(&replies).await?,
-            Next::Transmission(session) => {
-                output.write_all(&replies).await?;
-                return Ok(Some(session));
-            }
-            Next::Leave => {
-                // "NBD_OPT_ABORT": the client may be gone before it has the answer.
-                let _ = output.write_all(&replies).await;
-                return Ok(None);
-            }
+        match timeout(limit, haggling.settle(input, output, exports)).await.map_err(late)?? {
+            Next::Option => {}
+            Next::Transmission(session) => return Ok(Some(session)),
+            Next::Leave => return Ok(None),
         }
     }
 }
@@ -159,6 +147,39 @@ impl Default for Haggling {
 }
 
 impl Haggling {
+    /// Receives one option, and answers it.
+    async fn settle<R, W>(
+        &mut self,
+        input: &mut Input<R>,
+        output: &mut W,
+        exports: &dyn Exports,
+    ) -> Result<Next, ConnectionError>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        if !begins(input).await? {
+            return Ok(Next::Leave);
+        }
+        let (option, length_bytes) = receive_header(input).await?;
+        if length_bytes > OPTION_BYTES_MAX {
+            refuse_long(input, output, option, length_bytes).await?;
+            return Ok(Next::Option);
+        }
+        let length = length_bytes as usize;
+        input.fill_to(length).await?;
+        let next = self.answer(option, &input.bytes()[..length], exports).await;
+        input.consume(length);
+        let replies = std::mem::take(&mut self.replies);
+        let next = next?;
+        let written = output.write_all(&replies).await;
+        // "NBD_OPT_ABORT": the client may be gone before it has the answer.
+        if !matches!(next, Next::Leave) {
+            written?;
+        }
+        Ok(next)
+    }
+
     async fn answer(
         &mut self,
         option: u32,

@@ -12,7 +12,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
     task::{JoinError, JoinSet},
-    time::{sleep, timeout},
+    time::sleep,
 };
 use tracing::Instrument;
 
@@ -34,7 +34,8 @@ pub struct Limits {
     /// Data of a connection's requests and replies that are held in memory; more is not received. One request is
     /// always taken, whatever its length.
     pub bytes_max: u64,
-    /// From connecting to the end of the handshake; a client that takes longer is dropped.
+    /// From connecting to the first option, and from each option to the next; a client that takes longer is dropped. Not for
+    /// all of them: who lists exports may ask for each, and libnbd holds back each of those questions for a fifth of a second.
     pub handshake_time_max: Duration,
     /// How long requests under way may take to be answered once the connection is to end.
     pub grace_time_max: Duration,
@@ -171,9 +172,7 @@ impl Connection {
         let mut input = Input::new(source);
         let limit = limits.handshake_time_max;
         let session = tokio::select! {
-            shaken = timeout(limit, handshake(&mut input, &mut sink, &*exports)) => {
-                shaken.map_err(|_| ConnectionError::HandshakeTime { limit })??
-            }
+            shaken = handshake(&mut input, &mut sink, &*exports, limit) => shaken?,
             // Nothing is under way yet, so closing is all there is to do.
             _ = stop.wait_for(|stop| *stop) => None,
         };
