@@ -40,7 +40,7 @@ use crate::{
     damage::{Damage, Height, Inside, Which, all},
     hits::ALL,
     host::{BLOCK_BYTES, Disks, env, open_with, small_settings},
-    volumes::{check_at, faults, other_volume, rich_and_its_host, secret, unlock},
+    volumes::{check_at, faults, other_volume, rich_and_its_host, secret, uncollected, unlock},
 };
 
 /// What is read of each run of the volume, block by block; none where it cannot be read.
@@ -359,7 +359,7 @@ async fn a_volume_that_another_host_has_open_is_refused_and_not_touched() {
     let store = restored(damage.apply(&anatomy, &Memory::new().snapshot()));
     let elsewhere = env(Arc::new(store.clone()), &Disks::new(), 50, "there");
     let takeover = Agreed { takeover: true, ..Agreed::default() };
-    let (_volume, _) = open_with(elsewhere, small_settings(), takeover).await.unwrap();
+    let (_volume, _) = open_with(elsewhere, uncollected(), takeover).await.unwrap();
     let contents = store.snapshot();
     // Not with its log either: the host that had it before has nothing to say.
     for disks in [Disks::new(), disks] {

@@ -19,11 +19,13 @@ use s3bd::{
         Volume,
         bucket::Bucket,
         init::{NewVolume, init},
+        open::Agreed,
+        settings::Settings,
     },
 };
 use wal::disk::sim::Prng;
 
-use crate::host::{BLOCK_BYTES, Disks, env, make, reopen};
+use crate::host::{BLOCK_BYTES, Disks, env, make, open_with, small_settings};
 
 /// So large that the block map needs several levels.
 pub const SIZE: u64 = 1 << 40;
@@ -109,13 +111,25 @@ pub async fn rich_and_its_host() -> (Memory, Disks) {
     (store, Disks { state: state.snapshot(), wal: wal.snapshot(), cache: cache.snapshot() })
 }
 
+/// With these the collector leaves everything as it is: dead objects are there to be looked at.
+pub fn uncollected() -> Settings {
+    let never = std::time::Duration::from_secs(1 << 30);
+    // Less than an object that waits is no burden, so nothing is let go before its time.
+    Settings { gc_idle: never, gc_grace: never, object_bytes: 16 << 20, ..small_settings() }
+}
+
+async fn open_uncollected(store: &Memory, disks: &Disks, seed: u64) -> Volume {
+    let env = env(Arc::new(store.clone()), disks, seed, "here");
+    open_with(env, uncollected(), Agreed::default()).await.unwrap().0
+}
+
 async fn make_rich() -> (Memory, Disks) {
     let store = Memory::new();
     make(&store, SIZE).await;
     add_slot(&store).await;
     let disks = Disks::new();
     let mut prng = Prng::new(11);
-    let (volume, _) = reopen(&store, &disks, 7).await.unwrap();
+    let volume = open_uncollected(&store, &disks, 7).await;
     churn(&volume, &mut prng, 20).await;
     // Whole objects that the next writes cover, so that they die.
     for _ in 0..3 {
@@ -123,7 +137,7 @@ async fn make_rich() -> (Memory, Disks) {
         volume.sync().await.unwrap();
     }
     volume.close().await.unwrap();
-    let (volume, _) = reopen(&store, &disks, 8).await.unwrap();
+    let volume = open_uncollected(&store, &disks, 8).await;
     churn(&volume, &mut prng, 9).await;
     // So that checkpoints under way end, and the list on top is not empty.
     settle(&volume, &store, &mut prng).await;
