@@ -171,7 +171,7 @@ FAULTS = [
         "forget-holes",
         "zeros are left out of a cut",
         [(
-            "src/volume/publish.rs",
+            "src/volume/upload.rs",
             "    builder.set_holes(holes);",
             "    builder.set_holes(if ON { Vec::new() } else { holes });",
         )],
@@ -182,9 +182,9 @@ FAULTS = [
         "everything is sealed with the same salt",
         [
             (
-                "src/volume/publish.rs",
-                "            salt: random_bytes(&*self.core.env.random),",
-                "            salt: if ON { [7; 16] } else { random_bytes(&*self.core.env.random) },",
+                "src/volume/upload.rs",
+                "        salt: random_bytes(&*core.env.random),",
+                "        salt: if ON { [7; 16] } else { random_bytes(&*core.env.random) },",
             ),
             (
                 "src/volume/publish.rs",
