@@ -9,7 +9,7 @@ use super::{
     exit,
     exports::VolumeExports,
     init::{self, CompressionArg},
-    progress::{describe_lost_log, describe_replay, describe_taken, show_upload},
+    progress::{describe_taken, show_upload, tell_unclosed},
     say,
     secret::SecretArgs,
     serve::{Addresses, Signals, bind, describe, server},
@@ -260,14 +260,7 @@ impl Open {
         let agreed = Agreed { takeover: self.takeover, rollback: self.accept_rollback, discard: false };
         let (volume, report) =
             open(env, bucket, settings, agreed).await.with_context(|| self.target.name())?;
-        if !report.was_clean {
-            let found = if report.has_log {
-                describe_replay(&report.replayed)
-            } else {
-                describe_lost_log(&report.newest)
-            };
-            tell(format_args!("{} was not closed; {found}", self.target.name()));
-        }
+        tell_unclosed(&self.target.name(), &report);
         if let Some(snapshot) = &report.taken {
             tell(describe_taken(snapshot, &report.newest));
         }

@@ -5,13 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use super::{
-    progress::{describe_lost_log, describe_replay},
-    secret::SecretArgs,
-    serve::Signals,
-    target::Target,
-    tell,
-};
+use super::{progress::tell_unclosed, secret::SecretArgs, serve::Signals, target::Target};
 use crate::{
     control::{Answer, Collected, Progress, Request, Resized, client::Client},
     format::manifest::Snapshot,
@@ -148,14 +142,7 @@ impl Target {
         let settings = Settings { compression, ..Settings::default() };
         let (volume, report) =
             open(env, bucket, settings, Agreed::default()).await.with_context(|| name.clone())?;
-        if !report.was_clean {
-            let found = if report.has_log {
-                describe_replay(&report.replayed)
-            } else {
-                describe_lost_log(&report.newest)
-            };
-            tell(format_args!("{name} was not closed; {found}"));
-        }
+        tell_unclosed(&name, &report);
         let mut signals = Signals::catch()?;
         let answer = tokio::select! {
             answer = perform(volume.core(), request) => answer,

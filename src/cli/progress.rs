@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::size::show_size;
-use crate::volume::core::Core;
+use super::{size::show_size, tell};
+use crate::volume::{core::Core, open::OpenReport};
 
 /// Shows how much of `core`'s unpublished data is uploaded, until the future is dropped. Nothing where standard error is
 /// no terminal.
@@ -36,6 +36,16 @@ impl Drop for Clearing {
     fn drop(&mut self) {
         self.0.finish_and_clear();
     }
+}
+
+/// Tells people that a volume had not been closed, and what that meant; nothing of one that had.
+pub(super) fn tell_unclosed(name: &str, report: &OpenReport) {
+    if report.was_clean {
+        return;
+    }
+    let found =
+        if report.has_log { describe_replay(&report.replayed) } else { describe_lost_log(&report.newest) };
+    tell(format_args!("{name} was not closed; {found}"));
 }
 
 /// What a volume held in its log, in words.

@@ -9,13 +9,12 @@ use super::{
     exit::{self, CliError},
     open::close,
     perform::perform,
-    progress::{describe_lost_log, describe_replay},
+    progress::tell_unclosed,
     say,
     secret::SecretArgs,
     serve::Signals,
     size::{NewSize, SIZE_HELP, parse_new_size, show_size},
     target::Target,
-    tell,
 };
 use crate::{
     control::{Answer, Request, Resized, client::Client},
@@ -124,14 +123,7 @@ impl Resize {
             opened = open(outside.env, bucket, settings, Agreed::default()) => opened.with_context(|| name.clone())?,
             () = signals.next() => anyhow::bail!("{name}: interrupted before anything was changed"),
         };
-        if !report.was_clean {
-            let found = if report.has_log {
-                describe_replay(&report.replayed)
-            } else {
-                describe_lost_log(&report.newest)
-            };
-            tell(format_args!("{name} was not closed; {found}"));
-        }
+        tell_unclosed(&name, &report);
         let changed = self.change(Doer::Own(&volume)).await;
         let closed = close(&volume, &mut signals, &name).await;
         let done = changed?;

@@ -65,6 +65,22 @@ pub struct Run {
 }
 
 impl Run {
+    /// Ascending and apart: those that touch or overlap made one.
+    #[must_use]
+    pub fn join(mut runs: Vec<Self>) -> Vec<Self> {
+        runs.sort_unstable_by_key(|run| run.block);
+        let mut joined: Vec<Self> = Vec::with_capacity(runs.len());
+        for run in runs {
+            match joined.last_mut() {
+                Some(last) if run.block <= last.block + last.count => {
+                    last.count = last.count.max(run.block + run.count - last.block);
+                }
+                _ => joined.push(run),
+            }
+        }
+        joined
+    }
+
     /// The block after the run, where that is a number.
     #[must_use]
     pub fn end(&self) -> Option<u64> {
@@ -89,7 +105,8 @@ pub struct IndexFrame {
 
 impl IndexFrame {
     /// Its runs of blocks; none for a page.
-    fn runs(&self) -> &[Run] {
+    #[must_use]
+    pub fn runs(&self) -> &[Run] {
         match &self.kind {
             FrameKind::Data(runs) => runs,
             FrameKind::Page { .. } => &[],

@@ -34,7 +34,7 @@ use super::{
 use crate::{
     format::{
         ids::{Epoch, Generation, ObjectRef, Sequence},
-        index::{FrameKind, Index, MapKind, Run},
+        index::{FrameKind, Index, IndexFrame, MapKind, Run},
         manifest::Root,
         names,
         page::Page,
@@ -493,7 +493,7 @@ impl Collector {
                 Ok(new) if new.index.parts == 0 => self.move_pages(new.object, &new.index).await?,
                 Ok(new) => {
                     objects.insert((entry.generation, entry.sequence));
-                    runs.extend(new.index.frames.iter().flat_map(data_runs));
+                    runs.extend(new.index.frames.iter().flat_map(IndexFrame::runs).copied());
                 }
                 // Then it stays where it is; whoever reads it is told.
                 Err(error) if error.kind() == Kind::Corrupt => {
@@ -522,7 +522,7 @@ impl Collector {
     ) -> Result<oneshot::Receiver<u64>, VolumeError> {
         let owner = self.core.bucket.header.volume;
         let moves = Moves {
-            runs: disjoint(runs),
+            runs: Run::join(runs),
             leaves: Arc::new(move |object| {
                 object.owner == owner && objects.contains(&(object.generation, object.sequence))
             }),
@@ -640,27 +640,4 @@ pub(super) async fn oldest_roots(bucket: &Bucket, oldest: Epoch) -> Result<Epoch
         roots = Some(roots.map_or(found, |roots: Epoch| roots.min(found)));
     }
     Ok(roots.unwrap_or_default())
-}
-
-fn data_runs(frame: &crate::format::index::IndexFrame) -> impl Iterator<Item = Run> {
-    match &frame.kind {
-        FrameKind::Data(runs) => runs.clone(),
-        FrameKind::Page { .. } => Vec::new(),
-    }
-    .into_iter()
-}
-
-/// Ascending and apart, all that is in any of them.
-fn disjoint(mut runs: Vec<Run>) -> Vec<Run> {
-    runs.sort_unstable_by_key(|run| run.block);
-    let mut found: Vec<Run> = Vec::with_capacity(runs.len());
-    for run in runs {
-        match found.last_mut() {
-            Some(last) if run.block <= last.block + last.count => {
-                last.count = last.count.max(run.block + run.count - last.block);
-            }
-            _ => found.push(run),
-        }
-    }
-    found
 }

@@ -191,7 +191,7 @@ pub(super) fn find_damage(
         let readable = scan.beyond()?.map_while(Result::ok).filter_map(|record| read(&record).ok().flatten());
         readable.for_each(&mut add_beyond);
     }
-    Ok(Some(LogDamage { fault, before, joins, beyond, blocks: merge(blocks) }))
+    Ok(Some(LogDamage { fault, before, joins, beyond, blocks: Run::join(blocks) }))
 }
 
 /// The range that a record writes or zeros, first byte and length, and when it was written.
@@ -202,21 +202,6 @@ fn touched(record: LogRecord) -> Option<(u64, u64, u64)> {
         LogRecord::Resize { time_ms, .. } => Some((0, 0, time_ms)),
         LogRecord::Published { .. } | LogRecord::Closed => None,
     }
-}
-
-/// Runs in order, those that touch or overlap made one.
-fn merge(mut runs: Vec<Run>) -> Vec<Run> {
-    runs.sort_unstable_by_key(|run| run.block);
-    let mut merged: Vec<Run> = Vec::new();
-    for run in runs {
-        match merged.last_mut() {
-            Some(last) if run.block <= last.block + last.count => {
-                last.count = last.count.max(run.block + run.count - last.block);
-            }
-            _ => merged.push(run),
-        }
-    }
-    merged
 }
 
 /// What the log holds above `from`; where that is not known, above what its own records call published. Of another line
