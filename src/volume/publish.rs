@@ -15,6 +15,9 @@
 //! The store below retries what may pass, for ever. What comes up from it ends the tenure: a newer claim, or a store that
 //! refuses for good. The log keeps what is not published.
 
+mod maps;
+mod quiet;
+
 use std::{
     collections::VecDeque,
     sync::{
@@ -33,9 +36,9 @@ use wal::Lsn;
 
 use super::{
     bucket::Published,
-    checkpoint::{self, BackTo, Checkpoint},
+    checkpoint::{BackTo, Checkpoint},
     claims::{self, Tenure},
-    collect::{self, News},
+    collect,
     core::{Core, Progress},
     earlier::Rebased,
     env::random_bytes,
@@ -44,9 +47,8 @@ use super::{
     moves::Offer,
     object::CutFacts,
     record,
-    rollback::{self, Asked},
     snapshots::{Pending, SnapshotTable, Taken},
-    state::{Frozen, State},
+    state::Frozen,
     upload::{Upload, Uploaded, upload_cut},
 };
 use crate::{
@@ -57,7 +59,7 @@ use crate::{
         manifest::{Manifest, Snapshot, SnapshotChange, Totals},
         names,
     },
-    map::delta::{Delta, NewObject},
+    map::delta::NewObject,
 };
 
 /// Cuts between closing and publishing: one is published while the next one uploads.
@@ -527,115 +529,6 @@ impl Publisher {
         manifest
     }
 
-    /// The oldest manifest that the next one keeps: of the newest sixteen, or of the newest two where that gives room back.
-    fn oldest_kept(&self, cut: &Cut) -> Epoch {
-        let oldest = self.newest.manifest.oldest_kept;
-        let kept = if self.is_letting_go(cut) {
-            self.kept.back()
-        } else if self.kept.len() >= 2 * MANIFESTS_KEPT {
-            self.kept.get(self.kept.len() - MANIFESTS_KEPT)
-        } else {
-            None
-        };
-        kept.map_or(oldest, |kept| oldest.max(kept.1))
-    }
-
-    /// Whether manifests are let go as soon as may be.
-    fn is_letting_go(&self, cut: &Cut) -> bool {
-        let is_quiet = !cut.written && self.has_been_quiet();
-        let collecting = self.core.collecting();
-        collecting.pressed || (is_quiet && collecting.held_by_manifests)
-    }
-
-    fn has_been_quiet(&self) -> bool {
-        let is_hurried = self.core.collecting().is_hurried();
-        is_hurried || self.quiet_since.elapsed() >= self.core.settings.gc_idle
-    }
-
-    fn tell_collector(
-        &self,
-        news: &[NewObject],
-        checkpoint: Option<&Checkpoint>,
-        changes: &[SnapshotChange],
-    ) {
-        let manifest = &self.newest.manifest;
-        let pages = news.iter().filter(|new| new.index.parts == 0).map(|new| new.listed.sequence);
-        let told = checkpoint.cloned();
-        let (touched, deleted, moved) =
-            told.map(|told| (told.touched, told.deleted, told.moved)).unwrap_or_default();
-        self.core.collecting().publish(News {
-            epoch: manifest.epoch,
-            roots: manifest.roots.epoch,
-            oldest_kept: manifest.oldest_kept,
-            touched,
-            deleted,
-            moved,
-            page_objects: pages.collect(),
-            unpinned: changes.iter().any(|change| matches!(change, SnapshotChange::Deleted(_))),
-        });
-    }
-
-    /// Whether nobody has written for a while, or somebody waits for the collector.
-    fn is_quiet(&self, state: &State) -> bool {
-        state.active_since.is_none() && state.frozen.is_empty() && self.has_been_quiet()
-    }
-
-    /// When nobody will have written for a while.
-    fn idle_at(&self) -> Option<Instant> {
-        let state = self.core.state();
-        let is_still = state.active_since.is_none() && state.frozen.is_empty();
-        drop(state);
-        let at = self.quiet_since + self.core.settings.gc_idle;
-        (is_still && at > Instant::now()).then_some(at)
-    }
-
-    /// While nobody writes: brings the maps up to date, once, so that the collector sees what can go.
-    fn tidy(&mut self) {
-        let core = Arc::clone(&self.core);
-        let state = core.state();
-        let is_quiet = self.is_quiet(&state);
-        let has_extents = !state.delta.extents.is_empty() || state.checkpointing.is_some();
-        drop(state);
-        let mut collecting = core.collecting();
-        if collecting.set_idle(is_quiet) && is_quiet {
-            collecting.settled = false;
-            core.collect_wanted.notify_one();
-        }
-        let may_begin = self.checkpoint.is_none() && self.checkpointed.is_none() && core.offers().is_empty();
-        if !collecting.settled || !may_begin || *self.closing.borrow() || self.are_cuts_held() {
-            return;
-        }
-        let has_work = has_extents && self.checkpoint_after == 0;
-        let nothing_left = is_quiet && !has_work && !collecting.held_by_manifests;
-        collecting.answer(nothing_left);
-        drop(collecting);
-        if is_quiet && has_work {
-            self.start_checkpoint();
-        }
-    }
-
-    /// Whether a cut is wanted that nobody has written for: to move blocks, or to let manifests go.
-    fn is_collector_waiting(&self, state: &State) -> bool {
-        if *self.closing.borrow() {
-            return false;
-        }
-        let is_still = state.active_since.is_none();
-        let moves = self.core.offers().front().is_some_and(|offer| offer.moves.urgent || is_still);
-        let collecting = self.core.collecting();
-        let is_let_go = is_still && collecting.settled && collecting.held_by_manifests;
-        drop(collecting);
-        moves || (is_let_go && self.is_quiet(state) && state.delta.extents.is_empty())
-    }
-
-    /// Whether the delta has so much that what it hides is a burden, or so many entries wait to be taken out.
-    fn is_garbage_hidden(&self, state: &State) -> bool {
-        let totals = &self.newest.manifest.totals;
-        let object_bytes = self.core.settings.object_bytes;
-        // Not the pages: a checkpoint must not be the reason for the next one.
-        state.delta.cut_bytes >= (totals.object_bytes / DELTA_SHARE).max(DELTA_OBJECTS_MIN * object_bytes)
-            || self.core.collecting().is_full()
-    }
-
     /// Puts a manifest and checks the claims: on `Ok` it is published.
     async fn put(&mut self, manifest: Manifest) -> Result<(), VolumeError> {
         let published =
@@ -692,105 +585,6 @@ impl Publisher {
                 tracing::warn!(%error, "old manifests stay in the bucket");
             }
         });
-    }
-
-    fn start_checkpoint_if_due(&mut self) {
-        let state = self.core.state();
-        let settings = &self.core.settings;
-        // Not the pages: a checkpoint must not be the reason for the next one.
-        let cut_objects = state.delta.cut_objects;
-        let due = cut_objects.max(state.delta.snapshots.len())
-            >= settings.checkpoint_objects.max(self.checkpoint_after)
-            || (self.checkpoint_after == 0
-                && (state.delta.extents.len() >= settings.checkpoint_extents
-                    || self.is_garbage_hidden(&state)));
-        drop(state);
-        if due && self.checkpoint.is_none() && self.checkpointed.is_none() {
-            self.start_checkpoint();
-        }
-    }
-
-    fn start_checkpoint(&mut self) {
-        let job = self.checkpoint_job();
-        let core = Arc::clone(&self.core);
-        self.checkpoint = Some(Task::spawn(async move { checkpoint::run(&core, &job).await }));
-    }
-
-    /// Begins to write the maps of the state that the volume goes back to, once nothing else is under way.
-    fn start_rollback(&mut self) {
-        let is_quiet = {
-            let state = self.core.state();
-            state.active.is_empty() && state.frozen.is_empty()
-        };
-        if !is_quiet || self.checkpoint.is_some() || self.checkpointed.is_some() {
-            return;
-        }
-        let Some(Asked { to, back_to, done }) = self.core.rollback().take() else { return };
-        let job = self.checkpoint_job();
-        let core = Arc::clone(&self.core);
-        self.rolling_back = Some(done);
-        self.checkpoint = Some(Task::spawn(async move { rollback::run(&core, &job, &to, back_to).await }));
-    }
-
-    /// What is to be checkpointed now: from here on the delta is a new one.
-    fn checkpoint_job(&self) -> checkpoint::Job {
-        let core = &self.core;
-        let newest = &self.newest.manifest;
-        // Of the newest manifest and not of what is on its way: who finds the maps without one goes on from there.
-        let facts = CutFacts {
-            parent: newest.data_cut,
-            ..self.facts(newest.epoch, Lsn(newest.log.lsn), newest.size_bytes)
-        };
-        let (pages, deleted) = {
-            let collecting = core.collecting();
-            (collecting.pages.clone(), collecting.deleted.clone())
-        };
-        let moved = [core.moving().as_slice(), &pages].concat();
-        let mut state = core.state_mut();
-        let empty = Delta::new(core.bucket.block_bytes(), state.delta.epoch);
-        let delta = Arc::new(std::mem::replace(&mut state.delta, empty));
-        state.checkpointing = Some(Arc::clone(&delta));
-        checkpoint::Job {
-            facts,
-            delta,
-            roots: state.roots.clone(),
-            mapped_blocks: self.newest.manifest.totals.mapped_blocks,
-            tenure: self.tenure,
-            sequences: Arc::clone(&self.sequences),
-            moved,
-            deleted,
-            explained: true,
-        }
-    }
-
-    /// A checkpoint that cannot be written is put off: the volume goes on, or is closed, with a longer list in its manifests.
-    fn checkpoint_failed(&mut self, error: VolumeError) -> Result<(), VolumeError> {
-        if error.kind() == super::error::Kind::Fenced {
-            return Err(error);
-        }
-        // A checkpoint spares the next opening some reading, and no more.
-        self.checkpoint_given_up = *self.closing.borrow();
-        tracing::error!(%error, "the map cannot be brought up to date: this will be tried again; run s3bd fsck");
-        let text = format!(
-            "the map cannot be brought up to date, which will be tried again, and nothing is lost meanwhile: {error}; run \
-             s3bd fsck"
-        );
-        self.core.noted.note(text, self.core.env.clock.now_ms());
-        self.fold_back();
-        let state = self.core.state();
-        let changes = state.delta.cut_objects.max(state.delta.snapshots.len());
-        self.checkpoint_after = changes + self.core.settings.checkpoint_objects;
-        drop(state);
-        Ok(())
-    }
-
-    /// One delta again: what is written from now on may cover the page that could not be read.
-    fn fold_back(&self) {
-        let mut state = self.core.state_mut();
-        if let Some(older) = state.checkpointing.take() {
-            let newer = std::mem::replace(&mut state.delta, Arc::unwrap_or_clone(older));
-            state.delta.append(newer);
-        }
     }
 
     /// The last manifest of the tenure.

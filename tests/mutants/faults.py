@@ -230,7 +230,7 @@ FAULTS = [
         "checkpoint-drops-delta",
         "a checkpoint lets go of its delta before its pages are published",
         [(
-            "src/volume/publish.rs",
+            "src/volume/publish/maps.rs",
             "        state.checkpointing = Some(Arc::clone(&delta));",
             "        state.checkpointing = (!ON).then(|| Arc::clone(&delta));",
         )],
