@@ -229,10 +229,7 @@ impl Core {
         self.check()?;
         self.flattening().checkpoints.push(done);
         self.cut_wanted.notify_one();
-        tokio::select! {
-            done = published => done.map_err(|_| self.check().err().unwrap_or(VolumeError::Closed))??,
-            error = self.failed() => return Err(error),
-        }
+        self.answered(published).await??;
         let state = self.state();
         Ok(Maps { epoch: state.delta.epoch, roots: state.roots.clone() })
     }

@@ -64,10 +64,7 @@ impl Core {
     /// # Errors
     /// What ends the tenure.
     pub(super) async fn moved(&self, offered: oneshot::Receiver<u64>) -> Result<u64, VolumeError> {
-        tokio::select! {
-            moved = offered => moved.map_err(|_| self.check().err().unwrap_or(VolumeError::Closed)),
-            error = self.failed() => Err(error),
-        }
+        self.answered(offered).await
     }
 }
 
