@@ -90,7 +90,8 @@ async fn empty(core: Arc<Core>, chosen: Vec<Entry>) -> Result<u64, VolumeError> 
     let leaves = move |object: &ObjectRef| {
         object.owner == owner && objects.contains(&(object.generation, object.sequence))
     };
-    core.move_blocks(Moves { runs: Run::join(runs), leaves: Arc::new(leaves), urgent }).await
+    let offered = core.offer(Moves { runs: Run::join(runs), leaves: Arc::new(leaves), urgent })?;
+    core.moved(offered).await
 }
 
 /// Has the next checkpoint move those pages of an object that the maps still name.

@@ -119,7 +119,11 @@ async fn history(seed: u64) {
     assert!(watched.deleted() > 0, "a history without garbage");
     for member in family {
         member.pair.volume.close().await.unwrap();
-        street.assert_sound(&member.name).await;
+        // What was removed here has left its pin, as who removes a folder by hand does.
+        let report = street.check(&member.name).await;
+        let faults: Vec<_> =
+            faults(&report).filter(|fault| !matches!(fault, Finding::PinStale { .. })).collect();
+        assert!(faults.is_empty(), "{}: {faults:#?}", member.name);
     }
 }
 
