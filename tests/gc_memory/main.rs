@@ -19,8 +19,8 @@ use s3bd::{
 };
 
 const OBJECTS: u64 = 10_000_000;
-/// A tenth of what the cache of pages may take by default.
-const BYTES_MAX: usize = 16 << 20;
+/// Of 20,000 leaves, with all that is noted of each; 3.6 MB were seen.
+const BYTES_MAX: usize = 8 << 20;
 /// As the collector deletes them.
 const DELETES_MAX: usize = 1000;
 

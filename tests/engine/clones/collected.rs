@@ -87,7 +87,7 @@ async fn history(seed: u64) {
                 gone.pair.volume.close().await.unwrap();
                 street.remove(&gone.name);
             }
-            17 if prng.below(3) == 0 => {
+            17 if prng.below(12) == 0 => {
                 // Killed: what it was uploading may stay, and nobody names it.
                 has_crashed = true;
                 member.pair.volume.flush().await.unwrap();
