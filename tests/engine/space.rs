@@ -1,5 +1,7 @@
 //! How much room a volume takes that is overwritten again and again, and what it is that takes it.
 
+#![allow(clippy::print_stdout, reason = "a series is there to be read")]
+
 mod ledger;
 
 use std::{sync::Arc, time::Duration};

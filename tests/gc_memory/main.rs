@@ -94,8 +94,5 @@ fn ten_million_objects_are_judged_in_some_megabytes() {
         garbage_seen > 1_000_000 && sparse_seen > 1_000_000 && held_max > 100_000,
         "{garbage_seen} {sparse_seen} {held_max}"
     );
-    println!(
-        "{held_bytes} bytes for {OBJECTS} objects: {garbage_seen} garbage, {sparse_seen} sparse, {held_max} held"
-    );
     assert!(held_bytes <= BYTES_MAX, "{held_bytes} bytes");
 }
