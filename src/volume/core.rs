@@ -236,6 +236,7 @@ impl Core {
         self.pending().clear();
         *self.rollback() = None;
         self.offers().clear();
+        self.flattening().checkpoints.clear();
         if let Some(log) = &self.log {
             log.end_waits();
         }
