@@ -7,7 +7,12 @@ use serde::Serialize;
 use super::{say, secret::SecretArgs, size::show_size, target::Target};
 use crate::{
     control::{Answer, Collected, Request},
-    volume::{garbage::survey, strays},
+    volume::{
+        env::{Clock, System},
+        garbage::survey,
+        settings::Settings,
+        strays,
+    },
 };
 
 /// Delete what nobody needs, and move what is left of sparse objects. An open volume does this by itself; by hand, it is
@@ -19,7 +24,8 @@ pub(super) struct Gc {
     target: Target,
     #[command(flatten)]
     secret: SecretArgs,
-    /// Change nothing, but say what there is: from the bucket alone, also while the volume is open elsewhere.
+    /// Change nothing, but say what would go now, and what later and why: from the bucket alone, also while the volume is open
+    /// elsewhere.
     #[arg(long)]
     dry_run: bool,
     /// Delete objects as well that nothing names, left by processes that died: those of earlier tenures that are older than a
@@ -34,10 +40,13 @@ pub(super) struct Gc {
 /// What `--dry-run --json` prints.
 #[derive(Debug, Serialize)]
 struct Found {
-    garbage_objects: u64,
-    garbage_bytes: u64,
-    waiting_objects: u64,
-    waiting_bytes: u64,
+    now_objects: u64,
+    now_bytes: u64,
+    /// Dead as well, but readers on other hosts may need them.
+    later_objects: u64,
+    later_bytes: u64,
+    /// For so long, at most; null where none waits.
+    later_in_seconds: Option<u64>,
     sparse_objects: u64,
     sparse_live_bytes: u64,
     stray_objects: Option<u64>,
@@ -87,17 +96,23 @@ impl Gc {
     async fn look(&self) -> anyhow::Result<()> {
         let name = self.target.name();
         let (_, bucket) = self.target.unlock(&self.secret).await?;
-        let garbage = survey(&bucket).await.with_context(|| name.clone())?;
+        let now_ms = System.now_ms();
+        let garbage = survey(&bucket, &Settings::default(), now_ms).await.with_context(|| name.clone())?;
+        let dead = (garbage.objects, garbage.bytes);
+        let (now, later) = if garbage.grace.is_some() { ((0, 0), dead) } else { (dead, (0, 0)) };
+        // Begun ones count: it is an upper bound.
+        let later_in_seconds = garbage.grace.map(|grace| grace.as_millis().div_ceil(1000) as u64);
         let strays = match self.strays {
             true => Some(strays::count(&bucket).await.with_context(|| name.clone())?),
             false => None,
         };
         if self.json {
             let found = Found {
-                garbage_objects: garbage.objects,
-                garbage_bytes: garbage.bytes,
-                waiting_objects: garbage.waiting_objects,
-                waiting_bytes: garbage.waiting_bytes,
+                now_objects: now.0,
+                now_bytes: now.1,
+                later_objects: later.0,
+                later_bytes: later.1,
+                later_in_seconds,
                 sparse_objects: garbage.sparse_objects,
                 sparse_live_bytes: garbage.sparse_live_bytes,
                 stray_objects: strays.map(|strays| strays.objects),
@@ -106,19 +121,19 @@ impl Gc {
             say(serde_json::to_string_pretty(&found)?);
             return Ok(());
         }
-        let count = |objects: u64, bytes: u64| format!("{objects} objects ({})", show_size(bytes));
-        say(format_args!("{name}: garbage: {}", count(garbage.objects, garbage.bytes)));
+        let count = |(objects, bytes): (u64, u64)| format!("{objects} objects ({})", show_size(bytes));
+        say(format_args!("{name}: garbage that goes now: {}", count(now)));
+        let why = later_in_seconds.map_or(String::new(), |seconds| {
+            format!(": readers on other hosts may need them for up to {seconds} s more (the grace time)")
+        });
+        say(format_args!("{name}: garbage that goes later: {}{why}", count(later)));
         say(format_args!(
-            "{name}: dead, and held by manifests that are kept: {}",
-            count(garbage.waiting_objects, garbage.waiting_bytes)
-        ));
-        say(format_args!(
-            "{name}: sparse: {} objects; {} in them would be moved",
+            "{name}: sparse: {} objects, which go later, when {} in them have been moved",
             garbage.sparse_objects,
             show_size(garbage.sparse_live_bytes)
         ));
         if let Some(strays) = strays {
-            say(format_args!("{name}: strays: {}", count(strays.objects, strays.bytes)));
+            say(format_args!("{name}: strays: {}", count((strays.objects, strays.bytes))));
         }
         say(format_args!("{name}: nothing was changed"));
         Ok(())

@@ -8,6 +8,9 @@ use crate::format::{
 /// Tiny objects are merged when a leaf has so many of them: each byte is then moved once for every such factor.
 pub const TINY_MIN: usize = 16;
 
+/// Waste is a burden where it is more than this share of all: then there is half as much again as is needed.
+const WASTE_SHARE: u64 = 3;
+
 /// An object of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -39,12 +42,24 @@ pub struct Tally {
     pub plain_bytes: u64,
     /// Plaintext that the maps name.
     pub live_bytes: u64,
+    /// Of the dead that no snapshot needs, and, of those that live and that no snapshot has, the share that is dead.
+    pub waste_bytes: u64,
     /// Of those that are dead, and that nothing but a kept manifest or the grace time holds.
     pub held_bytes: u64,
     /// Their number.
     pub held: u64,
     /// When the first and the last of them died.
     pub held_died: Option<(Epoch, Epoch)>,
+}
+
+impl Tally {
+    /// Whether waste is more than a share of all that is there: then manifests and readers are waited for no longer.
+    /// `listed_bytes` are in objects that the table does not have yet; less than `least` is no burden.
+    #[must_use]
+    pub fn is_burden(&self, listed_bytes: u64, least: u64) -> bool {
+        self.waste_bytes >= least
+            && self.waste_bytes.saturating_mul(WASTE_SHARE) > self.bytes.saturating_add(listed_bytes)
+    }
 }
 
 /// What is to be done about a leaf.
@@ -93,6 +108,7 @@ impl Judge<'_> {
                 Some(died) if !pinned => {
                     tally.held += 1;
                     tally.held_bytes += info.bytes;
+                    tally.waste_bytes += info.bytes;
                     let (first, last) = tally.held_died.unwrap_or((died, died));
                     tally.held_died = Some((first.min(died), last.max(died)));
                 }
@@ -100,6 +116,9 @@ impl Judge<'_> {
                 None => {
                     tally.plain_bytes += info.plain_bytes;
                     tally.live_bytes += info.live_bytes;
+                    if !pinned {
+                        tally.waste_bytes += waste_bytes(info);
+                    }
                     if pinned || (self.is_emptied)(*sequence) {
                         // It stays.
                     } else if self.is_sparse(info) {
@@ -127,6 +146,13 @@ impl Judge<'_> {
             info.live_bytes.saturating_mul(5) <= info.plain_bytes.saturating_mul(3)
         }
     }
+}
+
+/// The length of what is dead in an object, as far as its plaintext tells.
+fn waste_bytes(info: &ObjectInfo) -> u64 {
+    let dead_bytes = u128::from(info.plain_bytes.saturating_sub(info.live_bytes));
+    let waste_bytes = u128::from(info.bytes) * dead_bytes / u128::from(info.plain_bytes.max(1));
+    waste_bytes as u64
 }
 
 #[cfg(test)]
@@ -180,6 +206,7 @@ mod tests {
         assert_eq!((tally.held, tally.held_bytes, tally.bytes), (1, 1000, 4000));
         assert_eq!(tally.held_died, Some((Epoch(6), Epoch(6))));
         assert_eq!((tally.plain_bytes, tally.live_bytes), (3000, 1501));
+        assert_eq!((tally.waste_bytes, judge(5, &[(3, 4)], &entries).tally.waste_bytes), (2499, 999));
     }
 
     proptest! {

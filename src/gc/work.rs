@@ -10,9 +10,6 @@ use crate::format::{
     page::FANOUT_BITS,
 };
 
-/// What is dead and waits is a burden where it is more than this share of all.
-const HELD_SHARE: u64 = 10;
-
 /// The number of the leaf that has an object's entry.
 #[must_use]
 pub fn leaf_of(sequence: Sequence) -> u64 {
@@ -66,6 +63,7 @@ impl WorkSet {
             (&mut sum.bytes, before.bytes, tally.bytes),
             (&mut sum.plain_bytes, before.plain_bytes, tally.plain_bytes),
             (&mut sum.live_bytes, before.live_bytes, tally.live_bytes),
+            (&mut sum.waste_bytes, before.waste_bytes, tally.waste_bytes),
             (&mut sum.held_bytes, before.held_bytes, tally.held_bytes),
             (&mut sum.held, before.held, tally.held),
         ] {
@@ -112,15 +110,6 @@ impl WorkSet {
         self.tallies.len() + self.due.len() + self.sparse.len()
     }
 
-    /// Whether what is dead and waits is more than a share of all that must not be garbage: then manifests and readers
-    /// are waited for no longer. `listed_bytes` are in objects that the table does not have yet; less than `least` is no burden.
-    #[must_use]
-    pub fn is_pressed(&self, listed_bytes: u64, least: u64) -> bool {
-        let held_bytes = self.sum.held_bytes;
-        held_bytes >= least
-            && held_bytes.saturating_mul(HELD_SHARE) > self.sum.bytes.saturating_add(listed_bytes)
-    }
-
     /// Whether more than a quarter of all plaintext in living objects is dead.
     #[must_use]
     pub fn is_sparse(&self) -> bool {
@@ -134,7 +123,8 @@ mod tests {
 
     fn tally(held_bytes: u64, died: Option<(u64, u64)>) -> Tally {
         let held_died = died.map(|(first, last)| (Epoch(first), Epoch(last)));
-        Tally { bytes: 100, held_bytes, held: held_bytes / 10, held_died, ..Tally::default() }
+        let waste_bytes = held_bytes;
+        Tally { bytes: 100, waste_bytes, held_bytes, held: held_bytes / 10, held_died, ..Tally::default() }
     }
 
     #[test]
@@ -154,9 +144,11 @@ mod tests {
         assert_eq!((work.pop_sparse(), work.pop_sparse()), (Some(1), None));
         work.visited(1, Tally::default(), false);
         assert_eq!((work.sum().bytes, work.sum().held_bytes, work.sum().held), (200, 30, 3));
-        assert!(work.is_pressed(0, 0) && !work.is_pressed(100, 0));
+        assert!(!work.sum().is_burden(0, 0));
         work.visited(1, tally(90, Some((9, 9))), false);
-        assert!(work.is_pressed(500, 0) && !work.is_pressed(1000, 0) && !work.is_pressed(0, 1000));
+        assert_eq!((work.sum().bytes, work.sum().waste_bytes), (300, 120));
+        let sum = work.sum();
+        assert!(sum.is_burden(0, 120) && !sum.is_burden(60, 0) && !sum.is_burden(0, 121));
     }
 
     #[test]

@@ -250,7 +250,9 @@ impl PageSink for PageWriter<'_> {
             Some(builder) => builder,
             None => self.begin(),
         };
-        Ok(self.builder.insert(builder).add(FrameKind::Page { map, level, first_key }, &plain))
+        let frame = self.builder.insert(builder).add(FrameKind::Page { map, level, first_key }, &plain);
+        self.core.frames.keep_page(&frame, page);
+        Ok(frame)
     }
 
     fn page_replaced(&mut self, page: &FrameRef) {

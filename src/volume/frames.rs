@@ -127,6 +127,11 @@ impl Frames {
         }
     }
 
+    /// Keeps a page that was just written: whoever looks at the new maps next wants it.
+    pub fn keep_page(&self, frame: &FrameRef, page: &Page) {
+        self.pages.insert(key(frame), Arc::new(page.clone()));
+    }
+
     /// The plaintext of a frame, where it is in memory.
     #[must_use]
     pub fn in_memory(&self, frame: &FrameRef) -> Option<Bytes> {

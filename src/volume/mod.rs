@@ -66,6 +66,7 @@ pub mod status;
 pub mod strays;
 mod survey;
 mod takeover;
+mod task;
 mod upload;
 pub mod usage;
 pub mod waiters;

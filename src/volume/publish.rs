@@ -29,7 +29,6 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     sync::{oneshot, watch},
-    task::JoinHandle,
     time::Instant,
 };
 use wal::Lsn;
@@ -49,6 +48,7 @@ use super::{
     record,
     snapshots::{Pending, SnapshotTable, Taken},
     state::Frozen,
+    task::Task,
     upload::{Upload, Uploaded, upload_cut},
 };
 use crate::{
@@ -81,8 +81,10 @@ struct Cut {
     size_bytes: u64,
     /// Whether it has objects with data.
     layered: bool,
-    /// Whether a client wrote anything of it.
+    /// Whether a client wrote anything of it,
     written: bool,
+    /// and how much data, bytes.
+    written_bytes: u64,
     objects: Task<Uploaded>,
     /// Who waits for what it moves.
     moved: Option<oneshot::Sender<u64>>,
@@ -351,7 +353,7 @@ impl Publisher {
         while self.cuts.len() < CUTS_MAX {
             let Some(frozen) = self.core.state().frozen.get(self.cuts.len()).cloned() else { return };
             let Frozen { epoch, lsn, size_bytes, layer, .. } = frozen;
-            let written = !layer.is_empty();
+            let (written, written_bytes) = (!layer.is_empty(), layer.data_bytes());
             let takes_none = *self.closing.borrow();
             let offer = if takes_none { None } else { self.core.offers().pop_front() };
             let (moves, moved) = offer.map(|Offer { moves, done }| (moves, done)).unzip();
@@ -368,7 +370,16 @@ impl Publisher {
                 self.data_cut = Some((self.tenure.generation, epoch));
             }
             let objects = Task::spawn(upload_cut(Arc::clone(&self.core), upload));
-            self.cuts.push_back(Cut { epoch, lsn, size_bytes, layered, written, objects, moved });
+            self.cuts.push_back(Cut {
+                epoch,
+                lsn,
+                size_bytes,
+                layered,
+                written,
+                written_bytes,
+                objects,
+                moved,
+            });
         }
     }
 
@@ -469,7 +480,7 @@ impl Publisher {
     ) {
         let mut state = self.core.state_mut();
         // In one step: what is gone from the table is not to be deleted once more.
-        self.tell_collector(news, checkpoint.as_ref(), changes);
+        self.tell_collector(cut, news, checkpoint.as_ref(), changes);
         if let Some(checkpoint) = checkpoint {
             state.roots = checkpoint.roots;
             state.checkpointing = None;
@@ -620,32 +631,5 @@ pub fn remember(core: &Core, disk: &dyn wal::disk::Disk, seen: &Seen) {
     let stored = local::store(disk, &core.bucket.keys, &*core.env.random, Content::Seen, SEEN, seen);
     if let Err(error) = stored {
         tracing::warn!(%error, "cannot note the newest epoch seen");
-    }
-}
-
-/// Work under way that ends with the tenure: dropped, it stops at its next wait.
-#[derive(Debug)]
-struct Task<T>(JoinHandle<Result<T, VolumeError>>);
-
-impl<T: Send + 'static> Task<T> {
-    fn spawn(work: impl Future<Output = Result<T, VolumeError>> + Send + 'static) -> Self {
-        Self(tokio::spawn(work))
-    }
-
-    /// Its result; a panic in it goes on here.
-    async fn join(&mut self) -> Result<T, VolumeError> {
-        match (&mut self.0).await {
-            Ok(result) => result,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => Err(VolumeError::Closed),
-            },
-        }
-    }
-}
-
-impl<T> Drop for Task<T> {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }

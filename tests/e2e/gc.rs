@@ -78,7 +78,7 @@ pub(crate) fn gc_gives_back_what_was_overwritten_online_and_offline(kind: Kind) 
     let elsewhere = Host::new(&fixture);
     elsewhere.run("gc", &[&volume]).failed(5, &["has had this volume open"]);
     let found = json(&elsewhere.run("gc", &[&volume, "--dry-run", "--json"]).done().stdout);
-    assert!(found["garbage_bytes"].is_u64() && found["stray_bytes"].is_null(), "{found}");
+    assert!(found["now_bytes"].is_u64() && found["stray_bytes"].is_null(), "{found}");
     overwrite(&server, &kept);
     server.close();
     let host = bare.with("S3BD_PASSWORD", PASSWORD);

@@ -1,5 +1,6 @@
 //! Clones: what they share with the volume that they come from, and what becomes of each.
 
+mod collected;
 mod flatten;
 mod rollback;
 

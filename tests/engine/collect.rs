@@ -1,34 +1,12 @@
 //! What the collector deletes against a count of everything that anybody may still read; and how much stays.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use s3bd::{
-    format::{
-        ids::{Epoch, Generation, VolumeId},
-        index::MapKind,
-        manifest::Manifest,
-        names,
-        page::{Page, Target},
-    },
     nbd::Device,
-    store::{
-        Folder, Got, Listed, Put, PutMode, Range, Store, StoreError, faulty::SeededPlan, memory::Memory,
-    },
-    volume::{
-        Volume,
-        bucket::Bucket,
-        error::VolumeError,
-        open::Agreed,
-        settings::Settings,
-        snapshots::{Change, SnapshotTable},
-        walk::{Direct, Walk},
-    },
+    seal::slot::Secret,
+    volume::{Volume, error::VolumeError, open::Agreed, settings::Settings, snapshots::Change},
 };
 use wal::disk::sim::Prng;
 
@@ -36,149 +14,29 @@ use crate::{
     host::{Disks, env, small_settings, unlock},
     oracle::{Oracle, Windows},
     rig::{Rig, WHATEVER, for_seeds, noise, tight_settings},
+    watched::{References, Watched, objects},
 };
-
-type Name = (Generation, Epoch);
-
-/// Everything that a manifest needs, counted page by page; manifests never change.
-#[derive(Debug)]
-struct References {
-    bucket: Bucket,
-    known: Mutex<BTreeMap<Name, BTreeSet<String>>>,
-}
-
-impl References {
-    async fn new(memory: &Memory) -> Self {
-        let env = env(Arc::new(memory.clone()), &Disks::new(), 99, "counter");
-        Self { bucket: unlock(&env).await, known: Mutex::default() }
-    }
-
-    async fn of(&self, manifest: &Manifest) -> BTreeSet<String> {
-        let name = (manifest.generation, manifest.epoch);
-        if let Some(known) = self.known.lock().unwrap().get(&name) {
-            return known.clone();
-        }
-        let own: VolumeId = self.bucket.header.volume;
-        let direct = Direct::new(self.bucket.clone());
-        let mut needed: BTreeSet<String> =
-            manifest.objects.iter().map(|listed| names::object(listed.generation, listed.sequence)).collect();
-        let roots = &manifest.roots;
-        let maps = [
-            (MapKind::Blocks, roots.blocks),
-            (MapKind::Objects, roots.objects),
-            (MapKind::Snapshots, roots.snapshots),
-        ];
-        for (map, root) in maps {
-            let mut walk = Walk::new(&direct, map, root.as_ref(), 4, |_, _| true);
-            while let Some((at, page)) = walk.next().await {
-                let mut frames = vec![at.frame];
-                if let Page::Blocks(extents) = &*page.unwrap() {
-                    frames.extend(extents.iter().filter_map(|extent| match &extent.target {
-                        Target::Frame(frame, _) => Some(**frame),
-                        _ => None,
-                    }));
-                }
-                for frame in frames {
-                    assert_eq!(frame.object.owner, own);
-                    needed.insert(names::object(frame.object.generation, frame.object.sequence));
-                }
-            }
-        }
-        self.known.lock().unwrap().insert(name, needed.clone());
-        needed
-    }
-
-    /// What the newest manifest, those that are kept, and all snapshots need.
-    async fn all(&self) -> BTreeSet<String> {
-        let newest = self.bucket.newest_manifest().await.unwrap().manifest;
-        let snapshots = SnapshotTable::load(&self.bucket, &newest).await.unwrap();
-        let mut needed = self.of(&newest).await;
-        for (generation, epoch) in self.bucket.list_manifests().await.unwrap() {
-            if epoch >= newest.oldest_kept || snapshots.pins((generation, epoch)) {
-                let kept = self.bucket.load_manifest(generation, epoch).await.unwrap().unwrap();
-                needed.extend(self.of(&kept.manifest).await);
-            }
-        }
-        for snapshot in snapshots.iter() {
-            let pinned = self.bucket.load_manifest(snapshot.generation, snapshot.epoch).await.unwrap();
-            needed.extend(self.of(&pinned.expect("a snapshot's manifest").manifest).await);
-        }
-        needed
-    }
-}
-
-/// A store that lets nobody delete what is needed.
-#[derive(Debug)]
-struct Watched {
-    inner: Arc<dyn Store>,
-    references: Arc<References>,
-    deleted: Arc<Mutex<u64>>,
-}
-
-#[async_trait]
-impl Store for Watched {
-    async fn put(&self, key: &str, body: &[Bytes], mode: PutMode) -> Result<Put, StoreError> {
-        self.inner.put(key, body, mode).await
-    }
-
-    async fn get(&self, key: &str, range: Range) -> Result<Got, StoreError> {
-        self.inner.get(key, range).await
-    }
-
-    async fn head(&self, key: &str) -> Result<Option<u64>, StoreError> {
-        self.inner.head(key).await
-    }
-
-    async fn list(
-        &self,
-        prefix: &str,
-        start_after: Option<&str>,
-        limit: Option<usize>,
-    ) -> Result<Vec<Listed>, StoreError> {
-        self.inner.list(prefix, start_after, limit).await
-    }
-
-    async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
-        self.inner.list_folder(prefix).await
-    }
-
-    async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {
-        if keys.iter().any(|key| key.starts_with(names::OBJECTS)) {
-            let needed = self.references.all().await;
-            let wrong: Vec<_> = keys.iter().filter(|key| needed.contains(*key)).collect();
-            assert!(wrong.is_empty(), "deleted, though needed: {wrong:?}");
-            *self.deleted.lock().unwrap() += keys.len() as u64;
-        }
-        self.inner.delete(keys).await
-    }
-}
 
 /// A volume whose deletions are watched.
 struct Collected {
     rig: Rig,
     references: Arc<References>,
-    deleted: Arc<Mutex<u64>>,
+    watched: Arc<Watched>,
     volume: Volume,
 }
 
 impl Collected {
     async fn new(seed: u64, size_bytes: u64, block_bytes: u32, settings: Settings) -> Self {
         let mut rig = Rig::new(seed, size_bytes, block_bytes, settings).await;
-        let references = Arc::new(References::new(&rig.memory).await);
-        let deleted = Arc::default();
-        rig.store = Arc::new(Watched {
-            inner: Arc::clone(&rig.store),
-            references: Arc::clone(&references),
-            deleted: Arc::clone(&deleted),
-        });
+        let references = Arc::new(References::new(&rig.memory, |_| Secret::password("secret")));
+        let watched = Arc::new(Watched::new(Arc::clone(&rig.store), Arc::clone(&references)));
+        rig.store = Arc::<Watched>::clone(&watched);
         let volume = rig.open(0, Agreed::default()).await.unwrap().0;
-        Self { rig, references, deleted, volume }
+        Self { rig, references, watched, volume }
     }
 
     fn objects(&self) -> BTreeMap<String, u64> {
-        let contents = self.rig.memory.snapshot();
-        let objects = contents.iter().filter(|(name, _)| name.starts_with(names::OBJECTS));
-        objects.map(|(name, bytes)| (name.to_owned(), bytes.len() as u64)).collect()
+        objects(&self.rig.memory)
     }
 
     async fn snapshots(&self) -> Vec<String> {
@@ -187,7 +45,8 @@ impl Collected {
     }
 }
 
-fn settings(prng: &mut Prng) -> Settings {
+/// Settings by chance, under which there is much to collect.
+pub fn settings(prng: &mut Prng) -> Settings {
     Settings {
         gc_idle: Duration::from_secs(1 + prng.below(20)),
         gc_grace: Duration::from_secs([0, 10, 300][prng.below(3) as usize]),
@@ -205,6 +64,7 @@ async fn history(seed: u64) {
     let mut it = Collected::new(seed, size_bytes, block_bytes, settings).await;
     let crashes = prng.below(2) == 0;
     let (mut names_used, mut has_crashed) = (0, false);
+    let mut images: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for _ in 0..80 {
         let offset = prng.below(size_bytes - 1);
         let length_max = [600, 5000, 40_000][prng.below(3) as usize];
@@ -225,7 +85,8 @@ async fn history(seed: u64) {
             70..78 => {
                 names_used += 1;
                 let name = format!("s{names_used}");
-                it.volume.core().change(Change::Take(name)).await.unwrap();
+                it.volume.core().change(Change::Take(name.clone())).await.unwrap();
+                images.insert(name, oracle.image());
             }
             78..85 => {
                 let names = it.snapshots().await;
@@ -234,8 +95,22 @@ async fn history(seed: u64) {
                     it.volume.core().change(Change::Delete(name)).await.unwrap();
                 }
             }
-            85..94 => {
+            85..91 => {
                 tokio::time::sleep(Duration::from_secs([1, 10, 60, 1000][prng.below(4) as usize])).await
+            }
+            91..94 => {
+                let names = it.snapshots().await;
+                let known: Vec<_> = names.iter().filter(|name| images.contains_key(*name)).collect();
+                if !known.is_empty() {
+                    let name = known[prng.below(known.len() as u64) as usize];
+                    let before = oracle.image();
+                    let done = it.volume.core().roll_back(name, prng.below(2) == 0).await.unwrap();
+                    let back = images[name][..size_bytes as usize].to_vec();
+                    images.extend(done.kept.map(|kept| (kept, before)));
+                    oracle.send(0, size_bytes, Some(back));
+                    oracle.acknowledge(&it.volume);
+                    oracle.published();
+                }
             }
             94..97 => {
                 it.volume.close().await.unwrap();
@@ -265,7 +140,7 @@ async fn history(seed: u64) {
     assert!(missing.is_empty(), "needed and gone: {missing:?}");
     let left: Vec<_> = objects.keys().filter(|name| !needed.contains(*name)).collect();
     assert!(has_crashed || left.is_empty(), "nobody needs these of {}: {left:?}", objects.len());
-    assert!(*it.deleted.lock().unwrap() > 0, "a history without garbage");
+    assert!(it.watched.deleted() > 0, "a history without garbage");
     let before = it.rig.faulty.counts();
     tokio::time::sleep(Duration::from_secs(86_400)).await;
     assert_eq!(it.rig.faulty.counts().total(), before.total(), "an idle volume is silent");
@@ -275,78 +150,6 @@ async fn history(seed: u64) {
 #[test]
 fn what_is_deleted_nobody_needs_and_what_nobody_needs_is_deleted() {
     for_seeds(60, history);
-}
-
-/// Bytes in the bucket.
-fn stored(memory: &Memory) -> u64 {
-    memory.snapshot().iter().map(|(_, bytes)| bytes.len() as u64).sum()
-}
-
-/// Overwrites a volume ten times over with writes of `length` bytes at random places; the most that the bucket had
-/// meanwhile, and what it has at the end, both as multiples of what lives.
-async fn overwrite(length: u64) -> (f64, f64) {
-    const SIZE: u64 = 8 << 20;
-    let settings = Settings {
-        object_bytes: 256 << 10,
-        lag_bytes_max: Some(1 << 20),
-        checkpoint_objects: 64,
-        memory_bytes_max: 16 << 20,
-        cache_bytes_max: 0,
-        ..small_settings()
-    };
-    let it = Collected::new(7, SIZE, 4096, settings).await;
-    // Time goes on for a clock that only moves while everybody waits.
-    let delay_max = Duration::from_millis(20);
-    it.rig.faulty.set_plan(SeededPlan { seed: 7, delay: 1000, delay_max, ..SeededPlan::default() });
-    let mut prng = Prng::new(length);
-    let mut random = |length: u64| {
-        let words = (0..length / 8).flat_map(|_| prng.next_u64().to_le_bytes());
-        (Bytes::from_iter(words), prng.next_u64())
-    };
-    for offset in (0..SIZE).step_by(64 << 10) {
-        it.volume.write(offset, random(64 << 10).0, false).await.unwrap();
-    }
-    let writes = 10 * SIZE / length;
-    let mut most = 0.0_f64;
-    for number in 0..writes {
-        let (data, place) = random(length);
-        it.volume.write(place % (SIZE / length) * length, data, false).await.unwrap();
-        if number % (writes / 160) == 0 {
-            most = most.max(stored(&it.rig.memory) as f64 / SIZE as f64);
-        }
-        // A snapshot comes for a twentieth of a pass, three times a pass.
-        if number % (writes / 30) == 0 {
-            it.volume.core().change(Change::Take(format!("s{number}"))).await.unwrap();
-        }
-        if number % (writes / 30) == writes / 200 {
-            for name in it.snapshots().await {
-                it.volume.core().change(Change::Delete(name)).await.unwrap();
-            }
-        }
-    }
-    for name in it.snapshots().await {
-        it.volume.core().change(Change::Delete(name)).await.unwrap();
-    }
-    it.volume.sync().await.unwrap();
-    tokio::time::sleep(Duration::from_secs(3600)).await;
-    let figures = it.volume.core().collecting().figures();
-    assert!(figures.moved_bytes <= figures.deleted_bytes, "{figures:?}");
-    (most, stored(&it.rig.memory) as f64 / SIZE as f64)
-}
-
-#[tokio::test(start_paused = true)]
-async fn ten_times_overwritten_the_bucket_has_half_as_much_again() {
-    for length in [4 << 10, 64 << 10] {
-        let (most, left) = overwrite(length).await;
-        assert!(
-            left <= 1.5,
-            "writes of {length} bytes: {left:.2} times what lives at the end, {most:.2} at most"
-        );
-        assert!(
-            most <= 2.8,
-            "writes of {length} bytes: {most:.2} times what lives at most, {left:.2} at the end"
-        );
-    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -363,7 +166,7 @@ async fn a_reader_elsewhere_finds_the_newer_epoch_when_its_own_is_collected() {
     it.volume.write(0, Bytes::from(vec![2; 128 << 10]), false).await.unwrap();
     it.volume.sync().await.unwrap();
     tokio::time::sleep(Duration::from_secs(3600)).await;
-    assert!(*it.deleted.lock().unwrap() > 0);
+    assert!(it.watched.deleted() > 0);
     let parts = reader.read(0, 64 << 10).await.unwrap();
     assert!(parts.iter().all(|part| part.iter().all(|byte| *byte == 2)));
     assert!(reader.core().progress.borrow().epoch > epoch);

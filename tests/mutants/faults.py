@@ -286,7 +286,7 @@ FAULTS = [
         "collect-what-snapshots-need",
         "the collector forgets that snapshots need objects",
         [(
-            "src/volume/collect.rs",
+            "src/volume/collect/collector.rs",
             "        let pinned = |born, died| state.snapshots.needs(born, died);",
             "        let pinned = |born, died| !ON && state.snapshots.needs(born, died);",
         )],

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use wal::Lsn;
 
-use super::{Publisher, Task};
+use super::Publisher;
 use crate::{
     map::delta::Delta,
     volume::{
@@ -12,6 +12,7 @@ use crate::{
         error::{Kind, VolumeError},
         object::CutFacts,
         rollback::{self, Asked},
+        task::Task,
     },
 };
 

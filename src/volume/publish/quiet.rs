@@ -42,6 +42,7 @@ impl Publisher {
 
     pub(super) fn tell_collector(
         &self,
+        cut: &Cut,
         news: &[NewObject],
         checkpoint: Option<&Checkpoint>,
         changes: &[SnapshotChange],
@@ -60,6 +61,7 @@ impl Publisher {
             moved,
             page_objects: pages.collect(),
             unpinned: changes.iter().any(|change| matches!(change, SnapshotChange::Deleted(_))),
+            written_bytes: cut.written_bytes,
         });
     }
 
