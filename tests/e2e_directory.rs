@@ -22,6 +22,7 @@ e2e::claims! {
         a_tree_copied_to_btrfs_is_whole_on_any_host;
     crash:
         writes_survive_three_kills,
+        a_client_behind_nbdkits_retry_filter_sees_no_kill,
         remote_flushes_survive_the_loss_of_the_host,
         what_fio_flushed_survives_three_kills,
         ext4_survives_three_kills_and_the_loss_of_the_host,
