@@ -96,7 +96,8 @@ pub enum VolumeError {
     },
     /// Clones read what the volume holds.
     #[error(
-        "{} on this volume: remove what depends on it first (s3bd remove); nothing was changed",
+        "{} on this volume: remove what depends on it first (s3bd remove), or make it independent (s3bd flatten); nothing \
+         was changed",
         depends(clones)
     )]
     HasClones {
