@@ -47,7 +47,7 @@ struct Promised {
 fn write_nth(client: &mut Raw, seed: u64, n: u64) -> std::io::Result<()> {
     let (start, count) = nth_range(seed, n);
     client.write(start * BLOCK_BYTES, &nth_block(n).repeat(count as usize))?;
-    if n % FLUSHED_EVERY == 0 { client.flush() } else { Ok(()) }
+    if n.is_multiple_of(FLUSHED_EVERY) { client.flush() } else { Ok(()) }
 }
 
 /// Writes the sequence from `first` on until the server dies.
@@ -59,7 +59,7 @@ fn write_sequence(socket: &Path, seed: u64, first: u64) -> Promised {
         if write_nth(&mut client, seed, n).is_err() {
             break;
         }
-        if n % FLUSHED_EVERY == 0 {
+        if n.is_multiple_of(FLUSHED_EVERY) {
             promised.flushed = n;
         }
     }
