@@ -50,7 +50,7 @@ pub struct Working {
 /// What a client is told while it waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Progress {
-    /// What is left to be done, bytes; it never grows.
+    /// What is left to be done, as far as it is known, bytes.
     pub left_bytes: u64,
     /// For how long the store has not answered, milliseconds; none while it does.
     pub store_away_ms: Option<u64>,

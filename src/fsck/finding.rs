@@ -351,12 +351,12 @@ impl Finding {
             | Self::DeadObject { found: None, .. }
             | Self::MovedOn { .. }
             | Self::Strays { .. }
-            | Self::PinStale { .. }
-            | Self::IndependenceDamaged { .. }
             | Self::UnfinishedLeft
             | Self::UnknownKeys { .. } => Severity::Note,
             // Space that is never collected, and figures that people read.
             Self::LiveBytes { excess_bytes: ..0, .. }
+            | Self::PinStale { .. }
+            | Self::IndependenceDamaged { .. }
             | Self::Totals { .. }
             | Self::DeadObject { found: Some(_), .. } => Severity::Warning,
             Self::HeaderMissing

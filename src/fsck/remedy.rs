@@ -91,13 +91,13 @@ impl Finding {
             | Self::ObjectUnknown { .. }
             | Self::LiveBytes { .. }
             | Self::Totals { .. }
+            | Self::IndependenceDamaged { .. }
             | Self::CutIncomplete { .. } => Remedy::Accept,
             Self::HeaderMissing
             | Self::HeaderDamaged { .. }
             | Self::HeaderReplaced
             | Self::KeysUnusable { .. }
             | Self::SnapshotLost { .. }
-            | Self::IndependenceDamaged { .. }
             | Self::Page { map: MapKind::Snapshots, .. } => Remedy::Restore,
         }
     }

@@ -134,7 +134,7 @@ impl fmt::Display for Finding {
             Self::IndependenceDamaged { error } => write!(
                 f,
                 "{}: {error}: what this volume was a clone of cannot know that it is needed no more, and keeps its snapshot; no \
-                 data is hit",
+                 data is hit; where that snapshot has to go, make a full copy of this volume (s3bd clone --full) and remove it",
                 names::INDEPENDENT
             ),
             Self::UnfinishedLeft => write!(

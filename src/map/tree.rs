@@ -112,6 +112,29 @@ fn is_empty(page: &Page) -> bool {
     }
 }
 
+/// The first key of the first leaf that may hold a key from `from` on. Loads the pages above it.
+pub async fn next_leaf<P: Pages>(
+    pages: &P,
+    map: MapKind,
+    root: Option<&Root>,
+    from: u64,
+) -> Result<Option<u64>, P::Error> {
+    let Some(root) = root else { return Ok(None) };
+    // The next one last.
+    let mut pending = vec![PageAt { frame: root.page(), map, level: root.level, first_key: 0 }];
+    while let Some(at) = pending.pop() {
+        if last_key(at.level, at.first_key) < from {
+            continue;
+        }
+        if at.level == 0 {
+            return Ok(Some(at.first_key));
+        }
+        let page = pages.load(at).await?;
+        pending.extend(children_within(&at, &page, from, u64::MAX).into_iter().rev());
+    }
+    Ok(None)
+}
+
 /// All leaves that hold keys from `first` to `last`, ascending. Loads the pages on the way, the next few ahead.
 pub async fn leaves<P: Pages>(
     pages: &P,

@@ -227,7 +227,7 @@ impl Core {
             shared.settled = false;
         }
         self.collect_wanted.notify_one();
-        figures.await.map_err(|_| self.check().err().unwrap_or(VolumeError::Closed))
+        self.answered(figures).await
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use wal::Lsn;
 
 use super::{
@@ -236,6 +236,7 @@ impl Core {
         self.pending().clear();
         *self.rollback() = None;
         self.offers().clear();
+        self.flattening().checkpoints.clear();
         if let Some(log) = &self.log {
             log.end_waits();
         }
@@ -253,6 +254,15 @@ impl Core {
         // The sender lives as long as `self`.
         let _ = failed.wait_for(|failed| *failed).await;
         self.check().err().unwrap_or(VolumeError::Closed)
+    }
+
+    /// What the publisher answers to somebody; or what ended the tenure, also where that was asked after it had ended.
+    pub(super) async fn answered<T>(&self, answer: oneshot::Receiver<T>) -> Result<T, VolumeError> {
+        tokio::select! {
+            biased;
+            answer = answer => answer.map_err(|_| self.check().err().unwrap_or(VolumeError::Closed)),
+            error = self.failed() => Err(error),
+        }
     }
 
     /// Why nothing may be read, if so. A log that failed ends writing alone; a newer claim means that others may have

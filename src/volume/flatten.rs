@@ -9,23 +9,31 @@
 //!
 //! # Crash consistency
 //! At every moment the volume is a clone that needs its origin, or one that does not. (1) Everything is moved, and the maps
-//! of a published manifest name own objects alone, (2) the manifests before that one are let go, (3) the volume says that it
+//! of a published manifest name own objects alone, (2) the manifests before that one are removed, (3) the volume says that it
 //! is independent ([`pins`]): from here on the origin need not keep the snapshot, (4) its manifests name no owners any more.
 //! After a crash the next attempt goes on with what is left.
 //!
 //! # Not handled
 //! Snapshots of the clone: they name the origin's objects for ever, so there must be none.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use tokio::sync::oneshot;
 
-use super::{core::Core, error::VolumeError, moves::Moves, pins, read::At};
+use super::{
+    claims::{self, Tenure},
+    core::{Core, Progress},
+    error::VolumeError,
+    moves::{Leaves, Moves},
+    pins,
+    read::At,
+};
 use crate::{
     format::{
         ids::Epoch,
         index::{MapKind, Run},
         manifest::{Root, Roots},
+        names,
         page::Target,
     },
     map::tree,
@@ -33,6 +41,8 @@ use crate::{
 
 /// Blocks whose places are looked up at once: some ten megabytes where no two of them lie together.
 const WINDOW_BLOCKS: u64 = 1 << 18;
+/// Blocks of which it is found out at once why they were not moved.
+const PROBE_BLOCKS: u64 = 1 << 10;
 /// Objects' worth of blocks that are moved with one cut.
 const WORTH: u64 = 4;
 /// Batches on their way at once.
@@ -41,6 +51,8 @@ const MOVING_MAX: usize = 2;
 const PAGES_MAX: usize = 256;
 /// Times that nothing could be moved, though everything can be read.
 const ROUNDS_MAX: u32 = 3;
+/// Names deleted by one request.
+const DELETES_MAX: usize = 1000;
 
 /// What a clone was made independent of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -86,10 +98,30 @@ impl Core {
         self.refuse_snapshots(Some(own.roots.epoch))?;
         self.flattening().keep_from = own.epoch;
         self.publish_once_more().await?;
+        self.remove_manifests_before(own.epoch).await?;
         pins::declare_independence(&self.bucket, origin.volume).await?;
         self.flattening().is_independent = true;
         self.publish_once_more().await?;
         Ok(Flattened { origin: Some(origin.name.clone()), copied_bytes })
+    }
+
+    /// Removes the manifests that need the origin, whatever became of it when they were let go. On `Ok` none is left.
+    async fn remove_manifests_before(&self, epoch: Epoch) -> Result<(), VolumeError> {
+        let Progress { generation, nonce, .. } = *self.progress.borrow();
+        claims::check(&self.bucket, Tenure { generation, nonce }).await?;
+        let mut older = self.bucket.list_manifests().await?;
+        {
+            let state = self.state();
+            // A snapshot of these very maps may be of an earlier cut on top of them.
+            older.retain(|manifest| manifest.1 < epoch && !state.snapshots.pins(*manifest));
+        }
+        let names: Vec<String> =
+            older.into_iter().map(|(generation, epoch)| names::manifest(generation, epoch)).collect();
+        for some in names.chunks(DELETES_MAX) {
+            self.bucket.store.delete(some).await?;
+        }
+        // Nobody else may have gone on with one of them meanwhile.
+        claims::check(&self.bucket, Tenure { generation, nonce }).await
     }
 
     /// No snapshot may be of maps before those of epoch `since`, or there may be none at all.
@@ -109,28 +141,27 @@ impl Core {
         loop {
             let maps = self.checkpoint().await?;
             let root = maps.roots.blocks;
-            let (mut blocks, mut first) = (0, None);
+            let mut blocks = 0;
             let mut foreign = Foreign::new(self, root);
             while let runs = foreign.next(WINDOW_BLOCKS).await?
                 && !runs.is_empty()
             {
-                first = first.or(runs.first().copied());
                 blocks += runs.iter().map(|run| run.count).sum::<u64>();
             }
-            let Some(first) = first else {
+            if blocks == 0 {
                 let is_foreign = |at: &tree::PageAt| at.frame.object.owner != own;
-                let mut pages =
-                    tree::select(&*self.frames, MapKind::Blocks, root.as_ref(), is_foreign).await?;
+                let pages = tree::select(&*self.frames, MapKind::Blocks, root.as_ref(), is_foreign).await?;
                 if pages.is_empty() {
                     return Ok((maps, copied_bytes));
                 }
-                pages.truncate(PAGES_MAX);
-                *self.moving() = pages;
+                for some in pages.chunks(PAGES_MAX) {
+                    self.moving().extend_from_slice(some);
+                    self.checkpoint().await?;
+                }
                 continue;
-            };
+            }
             if stuck > 0 {
-                // Why it was not moved. Where it was overwritten since, there is nothing to be told.
-                self.read(first.block * block_bytes..(first.block + 1) * block_bytes, At::Newest).await?;
+                self.find_unreadable(root).await?;
             }
             let moved_bytes = self.move_foreign(root, blocks * block_bytes, left).await?;
             copied_bytes += moved_bytes;
@@ -142,6 +173,24 @@ impl Core {
         }
     }
 
+    /// Why something was not moved. Where it was overwritten since, or can be read by now, there is nothing to be told.
+    async fn find_unreadable(&self, root: Option<Root>) -> Result<(), VolumeError> {
+        let block_bytes = u64::from(self.bucket.block_bytes());
+        let mut foreign = Foreign::new(self, root);
+        while let runs = foreign.next(PROBE_BLOCKS).await?
+            && !runs.is_empty()
+        {
+            for run in runs {
+                let end = (run.block + run.count) * block_bytes;
+                let end = end.min(self.state().size_bytes);
+                if run.block * block_bytes < end {
+                    self.read(run.block * block_bytes..end, At::Newest).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Moves what the tree names in foreign objects and can be read. The plaintext that was moved, bytes.
     async fn move_foreign(
         &self,
@@ -151,7 +200,7 @@ impl Core {
     ) -> Result<u64, VolumeError> {
         let own = self.bucket.header.volume;
         let batch_blocks = WORTH * self.settings.object_bytes / u64::from(self.bucket.block_bytes());
-        let leaves: super::moves::Leaves = std::sync::Arc::new(move |object| object.owner != own);
+        let leaves: Leaves = Arc::new(move |object| object.owner != own);
         let mut foreign = Foreign::new(self, root);
         let (mut moved_bytes, mut under_way) = (0, VecDeque::new());
         left(total_bytes);
@@ -180,10 +229,9 @@ impl Core {
         self.check()?;
         self.flattening().checkpoints.push(done);
         self.cut_wanted.notify_one();
-        let ended = || Err(self.check().err().unwrap_or(VolumeError::Closed));
-        published.await.unwrap_or_else(|_| ended())?;
+        self.answered(published).await??;
         let state = self.state();
-        Ok(Maps { epoch: self.progress.borrow().epoch, roots: state.roots.clone() })
+        Ok(Maps { epoch: state.delta.epoch, roots: state.roots.clone() })
     }
 
     /// Publishes another manifest, whatever there is to publish.
@@ -214,15 +262,14 @@ impl Core {
 struct Foreign<'a> {
     core: &'a Core,
     root: Option<Root>,
-    next: u64,
-    end: u64,
+    /// What is before it was looked at; none: everything was.
+    next: Option<u64>,
     found: VecDeque<Run>,
 }
 
 impl<'a> Foreign<'a> {
     fn new(core: &'a Core, root: Option<Root>) -> Self {
-        let blocks = |root: Root| tree::last_key(root.level, 0).saturating_add(1);
-        Self { core, root, next: 0, end: root.map_or(0, blocks), found: VecDeque::new() }
+        Self { core, root, next: Some(0), found: VecDeque::new() }
     }
 
     /// The next ones, `blocks` blocks of them or fewer; none at the end.
@@ -236,8 +283,8 @@ impl<'a> Foreign<'a> {
                 if taken < count {
                     self.found.push_front(Run { block: block + taken, count: count - taken });
                 }
-            } else if self.next < self.end {
-                self.look().await?;
+            } else if let Some(from) = self.next {
+                self.next = self.look(from).await?;
             } else {
                 break;
             }
@@ -245,11 +292,13 @@ impl<'a> Foreign<'a> {
         Ok(runs)
     }
 
-    async fn look(&mut self) -> Result<(), VolumeError> {
-        let window = Run { block: self.next, count: WINDOW_BLOCKS.min(self.end - self.next) };
-        self.next += window.count;
-        let own = self.core.bucket.header.volume;
-        let extents = tree::lookup(&*self.core.frames, self.root.as_ref(), window).await?;
+    /// Looks at the next pages from a block on that there are. The block after those.
+    async fn look(&mut self, from: u64) -> Result<Option<u64>, VolumeError> {
+        let (pages, own) = (&*self.core.frames, self.core.bucket.header.volume);
+        let first = tree::next_leaf(pages, MapKind::Blocks, self.root.as_ref(), from).await?;
+        let Some(first) = first.map(|leaf| leaf.max(from)) else { return Ok(None) };
+        let count = WINDOW_BLOCKS.min(u64::MAX - first);
+        let extents = tree::lookup(pages, self.root.as_ref(), Run { block: first, count }).await?;
         let foreign = extents.into_iter().filter_map(|extent| match &extent.target {
             Target::Frame(frame, _) if frame.object.owner != own => {
                 Some(Run { block: extent.block, count: extent.count })
@@ -257,6 +306,8 @@ impl<'a> Foreign<'a> {
             _ => None,
         });
         self.found.extend(foreign);
-        Ok(())
+        // All of it may be in memory.
+        tokio::task::yield_now().await;
+        Ok((count == WINDOW_BLOCKS).then(|| first + count))
     }
 }

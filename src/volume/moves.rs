@@ -6,7 +6,7 @@
 //! own. So a write that comes in between is never undone, and no entry has a condition.
 //!
 //! # Errors and retries
-//! What cannot be read stays where it is.
+//! What cannot be read, or not soon, stays where it is: a cut does not wait for it.
 
 use std::{collections::VecDeque, fmt, ops::Range, sync::Arc};
 
@@ -64,7 +64,7 @@ impl Core {
     /// # Errors
     /// What ends the tenure.
     pub(super) async fn moved(&self, offered: oneshot::Receiver<u64>) -> Result<u64, VolumeError> {
-        offered.await.map_err(|_| self.check().err().unwrap_or(VolumeError::Closed))
+        self.answered(offered).await
     }
 }
 
@@ -85,10 +85,11 @@ impl Moves {
                 Err(error) => return Err(error),
             };
             for segment in segments {
+                // Each by itself: what cannot be read keeps none of its neighbours.
                 if let Source::Frame(frame, _) = &segment.source
                     && (self.leaves)(&frame.object)
                 {
-                    push(&mut found, &segment.range, block_bytes);
+                    found.extend(whole_blocks(&segment.range, block_bytes));
                 }
             }
         }
@@ -96,12 +97,8 @@ impl Moves {
     }
 }
 
-/// Adds the blocks that lie whole in a range of bytes.
-fn push(found: &mut Vec<Run>, bytes: &Range<u64>, block_bytes: u64) {
+/// The blocks that lie whole in a range of bytes.
+fn whole_blocks(bytes: &Range<u64>, block_bytes: u64) -> Option<Run> {
     let (block, end) = (bytes.start.div_ceil(block_bytes), bytes.end / block_bytes);
-    match found.last_mut() {
-        _ if block >= end => {}
-        Some(last) if last.block + last.count == block => last.count += end - block,
-        _ => found.push(Run { block, count: end - block }),
-    }
+    (block < end).then(|| Run { block, count: end - block })
 }

@@ -151,6 +151,10 @@ pub async fn open_repaired(
     let is_published = base.is_none_or(|base| !base.rebuilt);
     let taken = takeover::snapshot(tenure, &newest, &identity, &snapshots).filter(|_| is_published);
     let left = if plan.belongs { Vec::new() } else { takeover::taken_from(&snapshots, &identity) };
+    if base.is_some() && !newest.manifest.owners.is_empty() {
+        // It goes back to where it may need its origin again.
+        bucket.store.delete(&[names::INDEPENDENT.to_owned()]).await?;
+    }
     let first = claims::put_first_manifest(&bucket, &env, tenure, &newest, |first| {
         if base.is_some_and(|base| base.rebuilt) {
             first.parent = None;

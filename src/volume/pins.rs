@@ -53,7 +53,9 @@ async fn is_independent(origin: &Bucket, store: &dyn Store, clone: VolumeId) -> 
 /// # Errors
 /// What the store refuses.
 pub(super) async fn declare_independence(bucket: &Bucket, owner: VolumeId) -> Result<(), VolumeError> {
-    let Some(word) = bucket.keys.word_of_independence(owner, bucket.header.volume) else { return Ok(()) };
+    let word = bucket.keys.word_of_independence(owner, bucket.header.volume);
+    let word =
+        word.ok_or_else(|| VolumeError::Invalid("the key of the volume's origin is not known".to_owned()))?;
     bucket.store.put(names::INDEPENDENT, &[Bytes::from(word.encode())], PutMode::Replace).await?;
     Ok(())
 }

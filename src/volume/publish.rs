@@ -186,9 +186,6 @@ impl Publisher {
         let (core, tenure) = (Arc::clone(&self.core), self.tenure);
         self.collector = Some(Task::spawn(async move { collect::run(core, tenure).await }));
         let result = self.serve().await;
-        // Nothing comes of what waits for another cut.
-        self.core.offers().clear();
-        self.core.flattening().checkpoints.clear();
         if let Err(error) = &result {
             self.core.fail(error.clone());
             if let VolumeError::Fenced { found, .. } = error {

@@ -78,10 +78,7 @@ impl Core {
     /// a cut, which waits until somebody restores it.
     pub async fn read(&self, range: Range<u64>, at: At) -> Result<Vec<Bytes>, VolumeError> {
         loop {
-            let version = self.version();
-            match self.read_once(range.clone(), at).await {
-                // Published, and trimmed from the log, since it was located: now it is in an object.
-                Err(VolumeError::Log(error)) if matches!(*error, wal::WalError::Trimmed { .. }) => {}
+            match self.read_now(range.clone(), at).await {
                 // What a cut is completed from: it waits as for a store that is away, since the data is not lost.
                 Err(VolumeError::Store(error))
                     if error.kind == ErrorKind::Archived && matches!(at, At::Below(_)) =>
@@ -91,6 +88,18 @@ impl Core {
                     self.noted.note(text, self.env.clock.now_ms());
                     tokio::time::sleep(ARCHIVED_WAIT).await;
                 }
+                result => return result,
+            }
+        }
+    }
+
+    /// The same, and an object in an archive is an error whatever it is read for.
+    pub(super) async fn read_now(&self, range: Range<u64>, at: At) -> Result<Vec<Bytes>, VolumeError> {
+        loop {
+            let version = self.version();
+            match self.read_once(range.clone(), at).await {
+                // Published, and trimmed from the log, since it was located: now it is in an object.
+                Err(VolumeError::Log(error)) if matches!(*error, wal::WalError::Trimmed { .. }) => {}
                 // Collected since it was located.
                 Err(error) if is_gone(&error) && self.has_moved_on(version).await? => {}
                 result => return result,

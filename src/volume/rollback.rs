@@ -82,8 +82,7 @@ impl Core {
         let (done, answer) = oneshot::channel();
         *self.rollback() = Some(Asked { to: maps, back_to: BackTo { size_bytes, data_cut }, done });
         self.cut_wanted.notify_one();
-        let ended = || Err(self.check().err().unwrap_or(VolumeError::Closed));
-        answer.await.unwrap_or_else(|_| ended())?;
+        self.answered(answer).await??;
         let epoch = self.progress.borrow().epoch;
         Ok(RolledBack { to, kept, epoch })
     }

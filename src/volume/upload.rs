@@ -3,12 +3,17 @@
 //! # Invariants
 //! - What a cut's objects hold is the state exactly as of that cut, whatever is written or published meanwhile.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
+use bytes::BytesMut;
 use futures::stream::{StreamExt, TryStreamExt};
+use tokio::time::Instant;
 
 use super::{
     checkpoint,
@@ -33,6 +38,8 @@ use crate::{
 /// Bytes of neighbours that are read in one go to be moved, and how many such reads at once: enough to hide a store's latency.
 const MOVED_BYTES: u64 = 1 << 20;
 const READS_MAX: usize = 16;
+/// How long an object's worth of blocks to be moved is waited for: the cut that they go along with is held up meanwhile.
+const MOVED_WAIT: Duration = Duration::from_secs(60);
 
 /// A cut, as it is to be uploaded.
 pub(super) struct Upload {
@@ -141,17 +148,21 @@ async fn gather_moved(
             _ => pieces.push(vec![*run]),
         }
     }
-    let reads: Vec<_> = pieces.into_iter().map(|piece| read_moved(core, piece, at)).collect();
+    let deadline = Instant::now() + MOVED_WAIT;
+    let reads: Vec<_> = pieces.into_iter().map(|piece| read_moved(core, piece, at, deadline)).collect();
     let read: Vec<Vec<Option<Vec<u8>>>> =
         futures::stream::iter(reads).buffered(READS_MAX).try_collect().await?;
     let mut read = read.into_iter().flatten();
     let mut gathered = Vec::with_capacity(frames.len());
     for runs in frames {
-        let (mut kept, mut plain) = (Vec::with_capacity(runs.len()), Vec::new());
+        let (mut kept, mut plain): (Vec<Run>, _) = (Vec::with_capacity(runs.len()), Vec::new());
         for run in runs {
             if let Some(bytes) = read.next().flatten() {
-                kept.push(run);
                 plain.extend(bytes);
+                match kept.last_mut() {
+                    Some(Run { block, count }) if *block + *count == run.block => *count += run.count,
+                    _ => kept.push(run),
+                }
             }
         }
         gathered.push((kept, plain));
@@ -159,31 +170,54 @@ async fn gather_moved(
     Ok(gathered)
 }
 
-/// The plaintext of runs that are neighbours; none of one that cannot be read.
-async fn read_moved(core: &Core, runs: Vec<Run>, at: At) -> Result<Vec<Option<Vec<u8>>>, VolumeError> {
-    let block_bytes = u64::from(core.bucket.block_bytes());
-    let bytes = |run: &Run| run.block * block_bytes..(run.block + run.count) * block_bytes;
+/// The plaintext of runs that are neighbours; none of one that cannot be read by `deadline`.
+async fn read_moved(
+    core: &Core,
+    runs: Vec<Run>,
+    at: At,
+    deadline: Instant,
+) -> Result<Vec<Option<Vec<u8>>>, VolumeError> {
     let all = Run { block: runs[0].block, count: runs.iter().map(|run| run.count).sum() };
-    match core.read_flat(bytes(&all), at).await {
-        Ok(mut plain) => {
-            let cut = |run: &Run| Some(plain.split_to((run.count * block_bytes) as usize).to_vec());
-            return Ok(runs.iter().map(cut).collect());
-        }
-        Err(error) if error.is_damage() => {}
-        Err(error) => return Err(error),
+    if let Some(mut plain) = read_movable(core, all, at, deadline).await? {
+        let block_bytes = core.bucket.block_bytes() as usize;
+        let cut = |run: &Run| Some(plain.split_to(run.count as usize * block_bytes).to_vec());
+        return Ok(runs.iter().map(cut).collect());
     }
     let mut read = Vec::with_capacity(runs.len());
-    for run in &runs {
-        read.push(match core.read_flat(bytes(run), at).await {
-            Ok(plain) => Some(plain.to_vec()),
-            Err(error) if error.is_damage() => {
-                tracing::warn!(%error, "blocks that cannot be read stay in their object");
-                None
-            }
-            Err(error) => return Err(error),
-        });
+    for run in runs {
+        read.push(read_movable(core, run, at, deadline).await?.map(|plain| plain.to_vec()));
     }
     Ok(read)
+}
+
+/// The plaintext of blocks, where it can be had: nothing that may as well stay where it is holds up a cut.
+async fn read_movable(
+    core: &Core,
+    run: Run,
+    at: At,
+    deadline: Instant,
+) -> Result<Option<BytesMut>, VolumeError> {
+    let block_bytes = u64::from(core.bucket.block_bytes());
+    let bytes = run.block * block_bytes..(run.block + run.count) * block_bytes;
+    let mut plain = BytesMut::with_capacity((bytes.end - bytes.start) as usize);
+    match tokio::time::timeout_at(deadline, core.read_now(bytes, at)).await {
+        Ok(Ok(parts)) => {
+            parts.iter().for_each(|part| plain.extend_from_slice(part));
+            Ok(Some(plain))
+        }
+        Ok(Err(error)) if error.is_damage() || matches!(error, VolumeError::Store(_)) => {
+            tracing::warn!(%error, "blocks that cannot be read stay in their object");
+            Ok(None)
+        }
+        Ok(Err(error)) => Err(error),
+        Err(_) => {
+            tracing::warn!(
+                block = run.block,
+                "blocks that the store does not answer for stay in their object"
+            );
+            Ok(None)
+        }
+    }
 }
 
 /// The plaintext of a frame's runs. Blocks that cannot be completed, since what lies below them is damaged, go to `lost`

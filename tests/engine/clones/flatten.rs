@@ -5,7 +5,12 @@ use s3bd::{
         envelope::{self, Content},
         independent::Independent,
     },
-    volume::pins,
+    store::faulty::SeededPlan,
+    volume::{
+        base::find_whole,
+        open::{Repair, open_repaired},
+        pins,
+    },
 };
 
 use super::*;
@@ -111,9 +116,14 @@ async fn flattening_goes_on_while_clients_write_and_loses_nothing_of_theirs() {
         let mut prng = Prng::new(seed);
         let mut street = Street::new(310 + seed, tight_settings(&mut prng));
         let mut clone = origin_and_clone(&mut street, &mut prng, seed % 2 == 0).await;
+        // So that it takes as long as the writes do.
+        let delay_max = Duration::from_millis(400);
+        street.faulty.set_plan(SeededPlan { seed, delay: 1000, delay_max, ..SeededPlan::default() });
         let core = Arc::clone(clone.volume.core());
         let flattening = tokio::spawn(async move { core.flatten(|_| ()).await });
-        for _ in 0..60 {
+        let mut meanwhile = 0;
+        while meanwhile < 60 && !flattening.is_finished() {
+            meanwhile += 1;
             let (offset, length) = (prng.below(SIZE - 3000), 1 + prng.below(3000) as usize);
             match prng.below(5) {
                 0 => clone.trim(offset, length).await,
@@ -123,6 +133,8 @@ async fn flattening_goes_on_while_clients_write_and_loses_nothing_of_theirs() {
             tokio::time::sleep(Duration::from_millis(prng.below(200))).await;
         }
         flattening.await.unwrap().unwrap();
+        assert!(meanwhile > 5, "only {meanwhile} writes meanwhile");
+        street.faulty.set_plan(SeededPlan::default());
         clone.assert_as_wanted("written to meanwhile").await;
         clone.volume.close().await.unwrap();
         street.remove("origin");
@@ -222,6 +234,64 @@ async fn what_cannot_be_copied_is_named_and_what_is_lost_stays_lost() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn neighbours_of_what_cannot_be_copied_are_copied_and_it_is_named() {
+    let settings = Settings { memory_bytes_max: 0, cache_bytes_max: 0, ..small_settings() };
+    let mut street = Street::new(345, settings);
+    street.init("origin", SIZE).await;
+    let origin = street.open("origin").await;
+    let wanted = noise(&mut Prng::new(4), 8192);
+    origin.write(0, Bytes::copy_from_slice(&wanted[..4096]), false).await.unwrap();
+    origin.sync().await.unwrap();
+    let first = street.names("origin/objects/");
+    origin.write(4096, Bytes::copy_from_slice(&wanted[4096..]), false).await.unwrap();
+    origin.sync().await.unwrap();
+    let second = street.names("origin/objects/").into_iter().find(|name| !first.contains(name)).unwrap();
+    origin.close().await.unwrap();
+    street.clone_closed("origin", None, "clone").await.unwrap();
+    let lose = |street: &Street, name: &str| {
+        let mut contents = street.memory.snapshot();
+        assert!(contents.remove(name));
+        street.memory.restore(contents);
+    };
+    lose(&street, &second);
+    let clone = street.open("clone").await;
+    let error = flatten(&clone).await.unwrap_err();
+    assert!(error.is_damage() && error.to_string().contains("of origin"), "{error}");
+    lose(&street, &first[0]);
+    assert_eq!(clone.read(0, 4096).await.unwrap().concat(), wanted[..4096], "it is its own by now");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_goes_back_to_where_the_origin_was_needed_needs_it() {
+    let mut street = Street::new(347, small_settings());
+    let mut prng = Prng::new(12);
+    let mut clone = origin_and_clone(&mut street, &mut prng, true).await;
+    clone.volume.close().await.unwrap();
+    let before = street.memory.snapshot();
+    clone.volume = street.open("clone").await;
+    flatten(&clone.volume).await.unwrap();
+    clone.volume.close().await.unwrap();
+    assert!(is_released(&mut street).await);
+    // Somebody puts back the manifests from before, and nothing else.
+    let mut contents = street.memory.snapshot();
+    for name in street.names("clone/manifests/") {
+        contents.remove(&name);
+    }
+    for (key, bytes) in before.iter().filter(|(key, _)| key.starts_with("clone/manifests/")) {
+        contents.set(key, bytes.clone());
+    }
+    street.memory.restore(contents);
+    street.hosts.remove("clone");
+    let (env, bucket) = (street.env("clone"), street.unlock("clone").await.unwrap());
+    let base = find_whole(&bucket).await.unwrap().base;
+    let repair = Repair { base, ..Repair::default() };
+    let agreed = Agreed { takeover: true, rollback: true, discard: true };
+    clone.volume = open_repaired(env, bucket, small_settings(), agreed, &repair).await.unwrap().0;
+    clone.assert_as_wanted("gone back").await;
+    assert!(!is_released(&mut street).await);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_flattening_that_dies_anywhere_leaves_a_clone_or_a_volume_of_its_own() {
     let mut released_before_the_end = 0;
     for changes in 0.. {
@@ -285,4 +355,12 @@ async fn who_does_not_read_the_origin_cannot_say_that_it_is_not_needed() {
     let report = street.check("clone").await;
     let named = |finding: &&Finding| matches!(finding, Finding::IndependenceDamaged { .. });
     assert_eq!(report.findings.iter().filter(named).count(), 1, "{:#?}", report.findings);
+    // It keeps nobody from mending what can be mended.
+    let mut contents = street.memory.snapshot();
+    let header = contents.get("clone/volume").unwrap().clone();
+    contents.set("clone/volume.unfinished", header);
+    street.memory.restore(contents);
+    let report = street.check("clone").await;
+    street.repair("clone", &report).await;
+    assert!(street.names("clone/volume.unfinished").is_empty());
 }
