@@ -22,6 +22,7 @@ e2e::claims! {
         a_tree_copied_to_btrfs_is_whole_on_any_host;
     crash:
         writes_survive_three_kills,
+        a_client_behind_nbdkits_retry_filter_sees_no_kill,
         remote_flushes_survive_the_loss_of_the_host,
         what_fio_flushed_survives_three_kills,
         ext4_survives_three_kills_and_the_loss_of_the_host,
@@ -38,6 +39,7 @@ e2e::claims! {
         snapshots_are_taken_read_renamed_and_deleted_online_and_offline;
     signals:
         a_signal_uploads_everything_and_closes_clean,
+        a_signal_that_comes_twice_at_once_is_one,
         an_idle_client_does_not_hold_up_the_close,
         recover_uploads_what_a_killed_server_left,
         recover_elsewhere_changes_nothing_without_takeover,

@@ -30,6 +30,7 @@ e2e::claims! {
         snapshots_are_taken_read_renamed_and_deleted_online_and_offline;
     signals:
         a_signal_uploads_everything_and_closes_clean,
+        a_signal_that_comes_twice_at_once_is_one,
         an_idle_client_does_not_hold_up_the_close,
         recover_uploads_what_a_killed_server_left,
         recover_elsewhere_changes_nothing_without_takeover,

@@ -47,7 +47,7 @@ async fn an_outage_is_logged_once_a_minute_and_at_its_end() {
     let repeated = lines.iter().filter(|line| line.contains("3 calls waiting")).count();
     assert!((6..=10).contains(&repeated), "ten minutes: {text}");
     assert_eq!(
-        lines.iter().filter(|line| line.contains("INFO") && line.contains("answers again")).count(),
+        lines.iter().filter(|line| line.contains("WARN") && line.contains("answers again")).count(),
         1,
         "{text}"
     );

@@ -135,7 +135,7 @@ impl Shared {
         let change = self.lock().reads.succeeded();
         self.reads_fail.store(false, Ordering::Relaxed);
         if change == Change::Recovered {
-            tracing::info!("cache: the cache disk can be read again");
+            tracing::warn!("cache: the cache disk can be read again");
         }
     }
 

@@ -128,7 +128,7 @@ impl Writer {
         match outcome.and_then(|()| work(self)) {
             Ok(value) => {
                 if self.backoff.succeeded() == Change::Recovered {
-                    tracing::info!("cache: the cache disk works again");
+                    tracing::warn!("cache: the cache disk works again");
                 }
                 Some(value)
             }

@@ -1,9 +1,12 @@
 //! Listening and signals: what `s3bd open` does between opening and closing.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::Instant,
+};
 
 use super::exit::{CliError, IN_USE};
 use crate::nbd::{Exports, Limits, Listener, Server};
@@ -39,23 +42,36 @@ pub(super) fn describe(listeners: &[Listener], unix: Option<&PathBuf>, export: &
     tcp.chain(unix).collect()
 }
 
+/// How long after a signal another one counts as the same: who ends a process group may signal its members and the group
+/// as well, as timeout(1) does, and nobody meant to leave at once.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
+
 /// Both signals that end the program.
 pub(super) struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    /// When the last one came that counted.
+    last: Option<Instant>,
 }
 
 impl Signals {
     pub(super) fn catch() -> anyhow::Result<Self> {
         let catch = |kind| signal(kind).context("cannot catch signals");
-        Ok(Self { interrupt: catch(SignalKind::interrupt())?, terminate: catch(SignalKind::terminate())? })
+        let (interrupt, terminate) = (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?);
+        Ok(Self { interrupt, terminate, last: None })
     }
 
-    /// The next of either.
+    /// The next of either that is not the same as the one before.
     pub(super) async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => {}
+                _ = self.terminate.recv() => {}
+            }
+            if self.last.is_none_or(|last| last.elapsed() >= SAME_SIGNAL) {
+                self.last = Some(Instant::now());
+                return;
+            }
         }
     }
 }

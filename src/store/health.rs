@@ -129,7 +129,8 @@ impl Waiting {
         let outage = self.health.lock();
         if outage.calls_waiting == 1 && outage.warned_in_this {
             let away_s = outage.since.map_or(0, |since| since.elapsed().as_secs());
-            tracing::info!(away_s, "object store answers again after {away_s} s");
+            // As loud as the warning that it ends.
+            tracing::warn!(away_s, "object store answers again after {away_s} s");
         }
     }
 }

@@ -85,7 +85,8 @@ pub enum VolumeError {
     },
     /// Clones read what the snapshot holds.
     #[error(
-        "snapshot {name:?} stays: {} on it: remove what depends on it first (s3bd remove)",
+        "snapshot {name:?} stays: {} on it: remove what depends on it first (s3bd remove), or make it independent (s3bd \
+         flatten)",
         depends(clones)
     )]
     SnapshotInUse {

@@ -3,7 +3,7 @@
 use std::{
     path::Path,
     process::{Command, Stdio},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -21,6 +21,8 @@ const OFTEN: [&str; 2] = ["--commit-interval", "300ms"];
 const BLOCK_BYTES: u64 = 4096;
 /// Blocks of the volume that a known sequence is written to.
 const BLOCKS: u64 = 4096;
+
+const FLUSHED_EVERY: u64 = 7;
 
 /// Write `n` of a sequence: where it begins and how long it is, in blocks. Every write is known by its number alone.
 fn nth_range(seed: u64, n: u64) -> (u64, u64) {
@@ -41,20 +43,23 @@ struct Promised {
     flushed: u64,
 }
 
+/// Write `n` of the sequence, with a flush where it is due.
+fn write_nth(client: &mut Raw, seed: u64, n: u64) -> std::io::Result<()> {
+    let (start, count) = nth_range(seed, n);
+    client.write(start * BLOCK_BYTES, &nth_block(n).repeat(count as usize))?;
+    if n.is_multiple_of(FLUSHED_EVERY) { client.flush() } else { Ok(()) }
+}
+
 /// Writes the sequence from `first` on until the server dies.
 fn write_sequence(socket: &Path, seed: u64, first: u64) -> Promised {
     let mut client = Raw::connect(socket).expect("a server");
     let mut promised = Promised { sent: first - 1, flushed: first - 1 };
     for n in first.. {
-        let (start, count) = nth_range(seed, n);
         promised.sent = n;
-        if client.write(start * BLOCK_BYTES, &nth_block(n).repeat(count as usize)).is_err() {
+        if write_nth(&mut client, seed, n).is_err() {
             break;
         }
-        if n % 7 == 0 {
-            if client.flush().is_err() {
-                break;
-            }
+        if n.is_multiple_of(FLUSHED_EVERY) {
             promised.flushed = n;
         }
     }
@@ -134,6 +139,57 @@ pub(crate) fn writes_survive_three_kills(kind: Kind) {
 
 pub(crate) fn writes_survive_twenty_kills(kind: Kind) {
     writes_survive_kills(kind, 20, &[]);
+}
+
+/// nbdkit's retry filter connects again and repeats what was not answered, so its client sees no error.
+pub(crate) fn a_client_behind_nbdkits_retry_filter_sees_no_kill(kind: Kind) {
+    let (_fixture, host, volume) = stage(kind);
+    let mut random = Seeded::new();
+    let seed = random.next();
+    host.init(&volume, "64M");
+    let mut server = host.open(&volume, &OFTEN);
+    let between = host.folder().join("between.sock");
+    let mut nbdkit = Command::new("nbdkit")
+        .args(["--foreground", "--exit-with-parent", "--filter=retry", "--unix"])
+        .arg(&between)
+        .arg("nbd")
+        .arg(format!("socket={}", server.socket.display()))
+        .args(["retries=60", "retry-delay=1", "retry-exponential=no"])
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("nbdkit starts");
+    while !between.exists() {
+        assert!(nbdkit.try_wait().expect("a child").is_none(), "nbdkit ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut client = Raw::connect(&between).expect("nbdkit");
+    let (written, ended) = (AtomicU64::new(0), AtomicBool::new(false));
+    let server = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for n in 1.. {
+                write_nth(&mut client, seed, n).expect("it is repeated");
+                written.store(n, Ordering::Relaxed);
+                if ended.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_millis(random.within(1..500)));
+            server.kill();
+            server = host.open(&volume, &OFTEN);
+            let before = written.load(Ordering::Relaxed);
+            while written.load(Ordering::Relaxed) == before && !writer.is_finished() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        ended.store(true, Ordering::Relaxed);
+        server
+    });
+    nbdkit.kill().expect("a child");
+    nbdkit.wait().expect("a child");
+    assert_eq!(prefix_held(&server, seed), written.into_inner(), "what was acknowledged is there");
+    server.close();
 }
 
 pub(crate) fn remote_flushes_survive_the_loss_of_the_host(kind: Kind) {

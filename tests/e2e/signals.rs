@@ -25,6 +25,22 @@ pub(crate) fn a_signal_uploads_everything_and_closes_clean(kind: Kind) {
     }
 }
 
+/// As timeout(1) does it, which signals its child and then the child's group.
+pub(crate) fn a_signal_that_comes_twice_at_once_is_one(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    host.init(&volume, "64M");
+    let server = host.open(&volume, &["--commit-interval", "1h"]);
+    qemu_io(&server.uri, &["write -P 0x13 0 32M"]);
+    server.signal("TERM");
+    server.signal("TERM");
+    server.end().done();
+    let other = Host::new(&fixture);
+    let server = other.open(&volume, &[]);
+    assert!(!server.stderr().contains("was not closed"), "{}", server.stderr());
+    qemu_io(&server.uri, &["read -P 0x13 0 32M"]);
+    server.close();
+}
+
 /// A client that stays connected and idle does not hold up the end.
 pub(crate) fn an_idle_client_does_not_hold_up_the_close(kind: Kind) {
     let (_fixture, host, volume) = stage(kind);
