@@ -29,7 +29,6 @@ use crate::{
         format_time,
         open::{Agreed, OpenReport, Repair, inspect, open_repaired},
         rebuild::rebuild,
-        replay::Replayed,
         rescue::{Destination, rescue},
         settings::Settings,
         status::Waiting,
@@ -100,12 +99,11 @@ impl Recover {
         let mut losses = Vec::new();
         let (report, repair) = self.look(&outside.env, &bucket, &mut losses).await?;
         self.say(&report);
-        if report.given_up.records > 0 {
+        if report.given_up.tally.records() > 0 {
             losses.push(Loss {
                 question: format!(
-                    "give up {} writes ({}) that only the local log holds?",
-                    report.given_up.records,
-                    show_size(report.given_up.bytes)
+                    "give up {} that only the local log holds?",
+                    report.given_up.tally.describe(show_size)
                 ),
                 code: DIVERGED,
             });
@@ -149,13 +147,12 @@ impl Recover {
         drop(bar);
         let base = &rescued.base.manifest;
         say(format_args!(
-            "{name}: made a volume of epoch {} of {} ({} copied) and {} writes ({}) of the local log; {} and the log are as \
+            "{name}: made a volume of epoch {} of {} ({} copied) and {} of the local log; {} and the log are as \
              they were: once you have what you need, s3bd recover --discard gives the log up",
             base.epoch,
             format_time(base.time_ms),
             show_size(rescued.copied_bytes),
-            rescued.replayed.records,
-            show_size(rescued.replayed.bytes),
+            rescued.replayed.tally.describe(show_size),
             old,
         ));
         say_left(&old, &rescued.kept_by);
@@ -193,11 +190,10 @@ impl Recover {
                 }
                 Err(VolumeError::LogDamaged(damage)) if damage.joins && !repair.cut_log => {
                     say(format_args!("{name}: write-ahead log: {damage}"));
-                    let Replayed { records, bytes, .. } = damage.beyond;
                     losses.push(Loss {
                         question: format!(
-                            "give up what is damaged in the log, and the {records} writes ({}) beyond it?",
-                            show_size(bytes)
+                            "give up what is damaged in the log, and {} beyond it?",
+                            damage.beyond.tally.describe(show_size)
                         ),
                         code: DAMAGED,
                     });
@@ -315,9 +311,9 @@ impl Recover {
         close(&volume, &mut signals, &name).await?;
         volume.core().noted.tell_incomplete(Waiting::Sync).with_context(|| name.clone())?;
         let epoch = volume.core().progress.borrow().epoch;
-        let published = match report.replayed.records {
-            0 => "nothing was left to upload".to_owned(),
-            records => format!("{records} writes ({}) were uploaded", show_size(report.replayed.bytes)),
+        let published = match report.replayed.tally {
+            none if none.records() == 0 => "nothing was left to upload".to_owned(),
+            tally => format!("uploaded {}", tally.describe(show_size)),
         };
         say(format_args!(
             "{name}: {published}: everything is in the bucket, as epoch {epoch}; the volume is closed"
@@ -325,7 +321,7 @@ impl Recover {
         if let Some(snapshot) = &report.taken {
             say(describe_taken(snapshot, &report.newest));
         }
-        if report.given_up.records > 0 || report.given_up.uncounted.is_some() {
+        if report.given_up.tally.records() > 0 || report.given_up.uncounted.is_some() {
             say_left(&name, &report.left);
         }
         Ok(())
@@ -347,11 +343,10 @@ impl Recover {
         } else {
             say(describe_lost_log(newest));
         }
-        if report.given_up.records > 0 {
+        if report.given_up.tally.records() > 0 {
             say(format_args!(
-                "{} writes ({}) of a history that was overtaken are given up",
-                report.given_up.records,
-                show_size(report.given_up.bytes)
+                "given up: {} of a history that was overtaken",
+                report.given_up.tally.describe(show_size)
             ));
         }
     }

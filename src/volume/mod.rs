@@ -65,6 +65,7 @@ pub mod status;
 pub mod strays;
 mod survey;
 mod takeover;
+pub mod tally;
 mod upload;
 pub mod usage;
 pub mod waiters;

@@ -66,10 +66,9 @@ pub async fn look(env: &Env, bucket: &Bucket, takeover: bool) -> Result<Removabl
     let unpublished = match inspect(env, bucket, agreed, &Repair::default()).await {
         Ok(report) => {
             let held = [&report.replayed, &report.given_up];
-            let (records, bytes) =
-                held.iter().fold((0, 0), |sum, held| (sum.0 + held.records, sum.1 + held.bytes));
+            let tally = report.replayed.tally + report.given_up.tally;
             let unknown = held.iter().find_map(|held| held.uncounted.clone());
-            let counted = (records > 0).then(|| format!("its log holds {records} writes ({bytes} bytes)"));
+            let counted = (tally.records() > 0).then(|| format!("its log holds {tally}"));
             counted.or(unknown)
         }
         Err(error) if error.kind() == Kind::Corrupt && !error.is_of_line() => Some(error.to_string()),

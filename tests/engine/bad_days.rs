@@ -16,6 +16,7 @@ use s3bd::{
         error::VolumeError,
         open::{Agreed, OpenReport, Repair, inspect, open_repaired},
         rebuild::{Rebuilt, rebuild},
+        tally::Tally,
     },
 };
 use wal::disk::{Disk, sim::Prng};
@@ -188,7 +189,7 @@ async fn the_writers_own_log_gives_back_what_its_damaged_manifests_published() {
     let behind = 6 - history.image_of(&repair) as u64;
     let (volume, report) = history.open(&disks, Agreed::default(), &repair).await.unwrap();
     assert!(behind > 0 && report.has_log);
-    assert_eq!(report.replayed.records, 3 * behind);
+    assert_eq!(report.replayed.tally.records(), 3 * behind);
     assert_eq!(content(&volume).await, history.images[6]);
 }
 
@@ -335,7 +336,7 @@ async fn the_writers_own_log_goes_on_top_of_what_its_objects_add_up_to() {
     assert!(matches!(refused, VolumeError::RolledBack { .. }), "{refused}");
     let agreed = Agreed { rollback: true, ..agreed };
     let (volume, report) = history.open(&disks, agreed, &repair).await.unwrap();
-    assert!(report.has_log && report.replayed.records == 1, "{report:?}");
+    assert!(report.has_log && report.replayed.tally.records() == 1, "{report:?}");
     assert_eq!(content(&volume).await, wanted);
 }
 
@@ -429,15 +430,15 @@ async fn of_a_damaged_log_what_is_before_the_damage_is_recovered_and_the_rest_is
         let refused = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap_err();
         let VolumeError::LogDamaged(damage) = &refused else { panic!("{refused}") };
         assert!(damage.joins);
-        assert_eq!((damage.before.records, damage.before.bytes), (step, step * 512));
-        assert_eq!(damage.beyond.records, 29 - step);
+        assert_eq!((damage.before.tally.records(), damage.before.tally.bytes), (step, step * 512));
+        assert_eq!(damage.beyond.tally.records(), 29 - step);
         assert_eq!(damage.blocks.len() as u64, 29 - step);
         assert_eq!(damage.blocks[0].block, (step + 1) * 8);
         assert!(refused.to_string().contains("s3bd recover"), "{refused}");
 
         let repair = Repair { cut_log: true, ..Repair::default() };
         let (volume, report) = history.open(&disks, Agreed::default(), &repair).await.unwrap();
-        assert_eq!(report.replayed.records, step);
+        assert_eq!(report.replayed.tally.records(), step);
         let mut wanted = history.images[2].clone();
         (0..step).for_each(|step| wanted[step as usize * 4096..][..512].fill(step as u8 + 1));
         assert!(content(&volume).await == wanted, "step {step}");
@@ -505,7 +506,7 @@ async fn an_older_copy_of_ones_own_state_is_not_called_another_writer() {
     volume.close().await.unwrap();
     history.rig.hosts[0] = copy;
     let refused = history.rig.open(0, Agreed::default()).await.unwrap_err();
-    assert!(matches!(refused, VolumeError::Diverged { records: 1, .. }), "{refused}");
+    assert!(matches!(refused, VolumeError::Diverged { held: Tally { writes: 1, .. }, .. }), "{refused}");
     let text = refused.to_string();
     assert!(text.contains("older copy of its state directory") && !text.contains("another writer"), "{text}");
     // Really another one.
@@ -530,7 +531,10 @@ async fn a_fenced_log_with_a_damaged_record_is_not_given_up_without_a_word() {
         let refused = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap_err();
         match back {
             23 => assert!(matches!(refused, VolumeError::LogUncounted { .. }), "{refused}"),
-            _ => assert!(matches!(refused, VolumeError::Diverged { records: 30, .. }), "{refused}"),
+            _ => assert!(
+                matches!(refused, VolumeError::Diverged { held: Tally { writes: 30, .. }, .. }),
+                "{refused}"
+            ),
         }
         assert!(refused.to_string().contains("--discard"), "{refused}");
         let (_, report) = history.open(&disks, WHATEVER, &Repair::default()).await.unwrap();

@@ -9,6 +9,7 @@ use s3bd::{
         error::VolumeError,
         open::{Agreed, Repair, inspect},
         replay::LogFault,
+        tally::Tally,
     },
 };
 use wal::disk::sim::Prng;
@@ -47,7 +48,7 @@ async fn rolled_back(seed: u64, before: usize) -> (History, Disks) {
 async fn damage_below_what_the_log_calls_trimmed_is_found_over_an_older_bucket() {
     let (mut history, disks) = rolled_back(200, 1).await;
     let (volume, report) = history.open(&disks, ROLLBACK, &Repair::default()).await.unwrap();
-    assert_eq!(report.replayed.records, 9);
+    assert_eq!(report.replayed.tally.records(), 9);
     assert!(content(&volume).await == history.images[6]);
     drop(volume);
 
@@ -58,7 +59,7 @@ async fn damage_below_what_the_log_calls_trimmed_is_found_over_an_older_bucket()
     flip_record(&disks, writes[writes.len() - 4].lsn.0);
     let refused = history.open(&disks, ROLLBACK, &Repair::default()).await.unwrap_err();
     let VolumeError::LogDamaged(damage) = &refused else { panic!("{refused}") };
-    assert_eq!((damage.before.records, damage.beyond.records), (5, 3), "{refused}");
+    assert_eq!((damage.before.tally.records(), damage.beyond.tally.records()), (5, 3), "{refused}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -71,9 +72,12 @@ async fn of_a_damaged_log_that_was_overtaken_what_is_before_the_damage_is_rescue
     damage_record(&disks, 7);
     let mut new = Elsewhere::new();
     let rescued = new.rescue(&history).await.unwrap();
-    assert_eq!((rescued.replayed.records, rescued.replayed.bytes), (7, 7 * 512));
+    assert_eq!((rescued.replayed.tally.writes, rescued.replayed.tally.bytes), (7, 7 * 512));
     let damage = rescued.damage.unwrap();
-    assert_eq!((damage.before.records, damage.beyond.records, damage.blocks[0].block), (7, 22, 64));
+    assert_eq!(
+        (damage.before.tally.records(), damage.beyond.tally.records(), damage.blocks[0].block),
+        (7, 22, 64)
+    );
     let mut wanted = history.images[2].clone();
     (0..7).for_each(|step| wanted[step * 4096..][..512].fill(step as u8 + 1));
     assert!(new.content().await == wanted);
@@ -91,7 +95,7 @@ async fn what_a_fenced_host_held_is_rescued_although_the_newest_manifest_is_dama
     history.damage(&newest, 3);
     let mut new = Elsewhere::new();
     let rescued = new.rescue(&history).await.unwrap();
-    assert_eq!((rescued.replayed.records, rescued.damage.is_some()), (1, false));
+    assert_eq!((rescued.replayed.tally.records(), rescued.damage.is_some()), (1, false));
     assert!(new.content().await == wanted(&history));
 }
 
@@ -112,10 +116,13 @@ async fn a_log_whose_base_is_gone_with_an_older_bucket_is_not_called_empty() {
     let (volume, _) = history.open(&Disks::new(), WHATEVER, &Repair::default()).await.unwrap();
     volume.close().await.unwrap();
     let refused = history.open(&disks, ROLLBACK, &Repair::default()).await.unwrap_err();
-    assert!(matches!(refused, VolumeError::Diverged { records: 9, has_base: false, .. }), "{refused}");
+    assert!(
+        matches!(refused, VolumeError::Diverged { held: Tally { writes: 9, .. }, has_base: false, .. }),
+        "{refused}"
+    );
     assert!(!refused.to_string().contains("--rescue-to"), "{refused}");
     let refused = Elsewhere::new().rescue(&history).await.unwrap_err();
-    assert!(matches!(refused, VolumeError::NoBase { records: 9, .. }), "{refused}");
+    assert!(matches!(refused, VolumeError::NoBase { held: Tally { writes: 9, .. }, .. }), "{refused}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -123,9 +130,12 @@ async fn a_log_that_lacks_what_an_older_bucket_needs_is_not_called_empty() {
     // The tenure that the older bucket goes up to is not in the log any more.
     let (mut history, disks) = rolled_back(230, 0).await;
     let refused = history.open(&disks, ROLLBACK, &Repair::default()).await.unwrap_err();
-    assert!(matches!(refused, VolumeError::Diverged { records: 9, has_base: false, .. }), "{refused}");
+    assert!(
+        matches!(refused, VolumeError::Diverged { held: Tally { writes: 9, .. }, has_base: false, .. }),
+        "{refused}"
+    );
     let refused = Elsewhere::new().rescue(&history).await.unwrap_err();
-    assert!(matches!(refused, VolumeError::NoBase { records: 9, .. }), "{refused}");
+    assert!(matches!(refused, VolumeError::NoBase { held: Tally { writes: 9, .. }, .. }), "{refused}");
     history.open(&disks, Agreed { discard: true, ..ROLLBACK }, &Repair::default()).await.unwrap();
 }
 
@@ -146,15 +156,15 @@ async fn a_record_that_does_not_open_ends_the_log_with_its_users_word_alone() {
     let refused = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap_err();
     let VolumeError::LogDamaged(damage) = &refused else { panic!("{refused}") };
     assert!(matches!(damage.fault, LogFault::Unusable { kind: 1, .. }), "{refused}");
-    assert_eq!((damage.joins, damage.before.records), (true, 30));
+    assert_eq!((damage.joins, damage.before.tally.records()), (true, 30));
     assert!(refused.to_string().contains("s3bd recover"), "{refused}");
 
     let repair = Repair { cut_log: true, ..Repair::default() };
     let looking = env(history.rig.store.clone(), &disks, 600, "looking");
     let said = inspect(&looking, &unlock(&looking).await, Agreed::default(), &repair).await.unwrap();
-    assert_eq!(said.replayed.records, 30);
+    assert_eq!(said.replayed.tally.records(), 30);
     let (volume, report) = history.open(&disks, Agreed::default(), &repair).await.unwrap();
-    assert_eq!(report.replayed.records, 30);
+    assert_eq!(report.replayed.tally.records(), 30);
     let wanted = content(&volume).await;
     volume.write(0, Bytes::from_static(&[9; 512]), false).await.unwrap();
     volume.flush().await.unwrap();
