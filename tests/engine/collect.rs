@@ -23,7 +23,6 @@ use s3bd::{
     volume::{
         Volume,
         bucket::Bucket,
-        error::VolumeError,
         open::Agreed,
         settings::Settings,
         snapshots::{Change, SnapshotTable},
@@ -367,33 +366,6 @@ async fn a_reader_elsewhere_finds_the_newer_epoch_when_its_own_is_collected() {
     let parts = reader.read(0, 64 << 10).await.unwrap();
     assert!(parts.iter().all(|part| part.iter().all(|byte| *byte == 2)));
     assert!(reader.core().progress.borrow().epoch > epoch);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_writer_that_was_overtaken_says_so_when_what_it_reads_is_collected() {
-    let settings = Settings {
-        gc_grace: Duration::ZERO,
-        gc_idle: Duration::from_secs(1 << 30),
-        cache_bytes_max: 0,
-        memory_bytes_max: 0,
-        ..small_settings()
-    };
-    let mut rig = Rig::new(6, 1 << 20, 4096, settings).await;
-    let (overtaken, _) = rig.open(0, WHATEVER).await.unwrap();
-    overtaken.write(0, Bytes::from(vec![1; 64 << 10]), false).await.unwrap();
-    overtaken.sync().await.unwrap();
-    let (volume, report) = rig.open(1, WHATEVER).await.unwrap();
-    let taken = report.taken.expect("the other host has not closed the volume");
-    volume.core().change(Change::Delete(taken.name)).await.unwrap();
-    volume.write(0, Bytes::from(vec![2; 128 << 10]), false).await.unwrap();
-    volume.sync().await.unwrap();
-    assert!(volume.core().collect().await.unwrap().deleted > 0);
-    // It has published nothing since, so nothing has told it.
-    assert!(overtaken.core().check().is_ok());
-    assert!(overtaken.read(0, 64 << 10).await.is_err());
-    let fault = overtaken.core().check();
-    assert!(matches!(fault, Err(VolumeError::Fenced { .. })), "{fault:?}");
-    volume.close().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@ mod cost;
 mod crash_points;
 mod damaged_log;
 mod ends;
+mod gone;
 mod host;
 mod keys;
 mod lag;
