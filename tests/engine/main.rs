@@ -11,6 +11,7 @@ mod crash_points;
 mod damaged_log;
 mod ends;
 mod gone;
+mod history;
 mod host;
 mod keys;
 mod lag;

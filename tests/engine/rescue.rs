@@ -20,7 +20,7 @@ use s3bd::{
 };
 
 use crate::{
-    bad_days::{History, SIZE, with_a_fenced_writer},
+    history::{History, SIZE, with_a_fenced_writer},
     host::{Disks, env, open_with, small_settings, unlock},
     rig::{WHATEVER, retrying},
 };
