@@ -387,6 +387,28 @@ async fn collecting_by_hand_leaves_nothing_that_may_go() {
     it.volume.close().await.unwrap();
 }
 
+/// What clients wrote is published for it at once: it is not for them to wait until that is due.
+#[tokio::test(start_paused = true)]
+async fn collecting_by_hand_waits_for_no_commit_interval() {
+    let never = Duration::from_secs(1 << 30);
+    let settings = Settings { commit_interval: never, gc_idle: never, ..small_settings() };
+    let it = Collected::new(7, 1 << 20, 4096, settings).await;
+    let writes = async || {
+        loop {
+            it.volume.write(0, Bytes::from(vec![1; 4096]), false).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    };
+    let collected = async || tokio::time::timeout(Duration::from_secs(600), it.volume.core().collect()).await;
+    it.volume.write(8192, Bytes::from(vec![2; 4096]), false).await.unwrap();
+    collected().await.expect("it ends").unwrap();
+    tokio::select! {
+        collected = collected() => { collected.expect("it ends while clients write").unwrap(); }
+        () = writes() => {}
+    }
+    it.volume.close().await.unwrap();
+}
+
 /// Overwrites, snapshots that come and go, compaction and tidying: until the store dies.
 async fn session(it: &mut Collected, oracle: &mut Oracle) -> Result<(), ()> {
     let mut prng = Prng::new(5);
