@@ -115,7 +115,9 @@ pub(crate) fn gc_lets_go_of_clones_that_are_gone(kind: Kind) {
     for clone in [&gone, &stays] {
         host.run("clone", &[&volume, clone, "--same-secret"]).done();
     }
-    host.run("remove", &[&gone, "--yes"]).done();
+    let removed = host.run("remove", &[&gone, "--yes"]).done();
+    let way_on = format!("s3bd snapshot delete {volume}@clone-gone");
+    assert!(removed.stderr.contains(&way_on), "no {way_on:?} in {removed:?}");
     let collected = json(&host.run("gc", &[&volume, "--json"]).done().stdout);
     assert_eq!(collected["released_clones"], serde_json::json!(["gone"]), "{collected}");
     let listed = host.run("snapshot", &["list", &volume]).done().stdout;
