@@ -114,7 +114,7 @@ impl Recover {
             losses.push(Loss { question, code: DIVERGED });
         }
         if self.dry_run {
-            say("nothing was changed");
+            say(format_args!("{name}: nothing was changed"));
             return Ok(());
         }
         for Loss { question, code } in losses.iter().filter(|_| !self.yes) {
@@ -214,10 +214,10 @@ impl Recover {
         let name = self.target.name();
         let Fallback { base, passed } = find_whole(bucket).await.with_context(|| name.clone())?;
         for passed in passed.iter().take(LINES_MAX) {
-            let time = passed.time_ms.map_or(String::new(), |time| format!(", of {}", format_time(time)));
+            let time = passed.time_ms.map_or(String::new(), |time| format!(", of {},", format_time(time)));
             let (epoch, generation) = (passed.epoch, passed.generation);
             say(format_args!(
-                "{name}: epoch {epoch} of generation {generation}{time}, is not whole: {}",
+                "{name}: epoch {epoch} of generation {generation}{time} is not whole: {}",
                 passed.why
             ));
         }
@@ -245,14 +245,15 @@ impl Recover {
                 whole.epoch
             )),
             Some(newest) => {
+                let (first, last) = (whole.epoch.next(), newest.epoch.max(whole.epoch.next()));
+                let lost = match first == last {
+                    true => format!("epoch {first} is lost"),
+                    false => format!("epochs {first} to {last} are lost"),
+                };
                 let text = format!(
-                    "epoch {} of generation {}, published {time} by {}, is the newest whole one: epochs {} to {} are lost, but \
-                     for what the log of their writer still holds",
-                    whole.epoch,
-                    whole.generation,
-                    whole.writer.host,
-                    whole.epoch.next(),
-                    newest.epoch.max(whole.epoch.next()),
+                    "epoch {} of generation {}, published {time} by {}, is the newest whole one: {lost}, but for what the log \
+                     of its writer still holds",
+                    whole.epoch, whole.generation, whole.writer.host,
                 );
                 say(format_args!("{name}: {text}"));
                 losses.push(Loss { question: format!("{text}: go on from it?"), code: DAMAGED });
@@ -319,7 +320,7 @@ impl Recover {
             "{name}: {published}: everything is in the bucket, as epoch {epoch}; the volume is closed"
         ));
         if let Some(snapshot) = &report.taken {
-            say(describe_taken(snapshot, &report.newest));
+            say(format_args!("{name}: {}", describe_taken(snapshot, &report.newest)));
         }
         if report.given_up.tally.records() > 0 || report.given_up.uncounted.is_some() {
             say_left(&name, &report.left);
@@ -327,27 +328,30 @@ impl Recover {
         Ok(())
     }
 
+    /// What was found; of a log that is given up, that alone.
     fn say(&self, report: &OpenReport) {
-        let newest = &report.newest;
+        let (name, newest) = (self.target.name(), &report.newest);
         say(format_args!(
-            "{}: the newest epoch in the bucket is {} of generation {}, published {} by {}{}",
-            self.target.name(),
+            "{name}: the newest epoch in the bucket is {} of generation {}, published {} by {}{}",
             newest.epoch,
             newest.generation,
             format_time(newest.time_ms),
             newest.writer.host,
             if report.was_clean { ", which closed the volume" } else { ", which did not close the volume" },
         ));
-        if report.has_log || report.was_clean {
-            say(describe_replay(&report.replayed));
-        } else {
-            say(describe_lost_log(newest));
-        }
-        if report.given_up.tally.records() > 0 {
+        let given_up = &report.given_up;
+        if given_up.tally.records() > 0 {
+            let held = given_up.tally.describe(show_size);
+            say(format_args!("{name}: to be given up: {held} of a history that was overtaken"));
+        } else if let Some(why) = &given_up.uncounted {
             say(format_args!(
-                "given up: {} of a history that was overtaken",
-                report.given_up.tally.describe(show_size)
+                "{name}: to be given up: the local log, of which it is not known what it holds alone ({why})"
             ));
+        } else if report.has_log || report.was_clean {
+            say(format_args!("{name}: {}", describe_replay(&report.replayed)));
+        }
+        if !report.has_log && !report.was_clean {
+            say(format_args!("{name}: {}", describe_lost_log(newest)));
         }
     }
 }

@@ -111,7 +111,7 @@ pub enum VolumeError {
         created: String,
     },
     /// No key slot opens.
-    #[error("wrong password or key file: none of the {slots} key slots of this volume opens with it")]
+    #[error("wrong password or key file: none of the {slots} key slots of its kind opens with it")]
     WrongSecret {
         /// Slots tried.
         slots: usize,

@@ -196,8 +196,12 @@ pub(super) async fn plan_log(
     };
     let lost = match lost {
         Err(error) if agreed.discard => {
-            tracing::warn!(%error, "the log cannot be read, and is given up");
-            Replayed { uncounted: Some(error.to_string()), ..Replayed::default() }
+            // Without its advice, which is what is being followed.
+            let why = match error {
+                VolumeError::LogUncounted { detail } => detail,
+                other => other.to_string(),
+            };
+            Replayed { uncounted: Some(why), ..Replayed::default() }
         }
         lost => lost?,
     };
@@ -209,7 +213,7 @@ pub(super) async fn plan_log(
             held: lost.tally,
             generation,
             folder: folder(),
-            by: overtaker(&newest.manifest, &identity, &env.host),
+            by: overtaker(&newest.manifest, &identity, &env.host, is_behind_seen(bucket, local, newest)?),
         });
     }
     // Nothing was ever written under a log without tenures. Another one's are kept: claims of this host stay its own.
@@ -218,10 +222,10 @@ pub(super) async fn plan_log(
 }
 
 /// Who published what a log's line lost to, in words. The same host under the same log: then what is here is older than
-/// what that host went on with.
-fn overtaker(newest: &Manifest, identity: &LogIdentity, host: &str) -> String {
+/// what that host went on with. `is_older`: this host has seen later epochs than the bucket has.
+fn overtaker(newest: &Manifest, identity: &LogIdentity, host: &str, is_older: bool) -> String {
     let Writer { host: writer, .. } = &newest.writer;
-    if is_of(newest, identity) {
+    if is_older || is_of(newest, identity) {
         format!("the bucket, an older copy, only goes up to epoch {}", newest.epoch)
     } else if writer == host && newest.log.log == identity.log {
         format!(
