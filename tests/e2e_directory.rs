@@ -52,6 +52,7 @@ e2e::claims! {
         a_fenced_server_says_by_whom_and_cannot_sync;
     clones:
         a_clone_shares_what_its_origin_holds_and_each_goes_its_own_way,
+        a_flattened_clone_outlives_its_origin,
         a_full_clone_depends_on_nothing,
         what_cannot_be_cloned_is_named_and_leaves_nothing;
     gc:

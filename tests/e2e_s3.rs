@@ -44,6 +44,7 @@ e2e::claims! {
         of_two_stores_with_a_bucket_of_one_name_the_right_server_is_asked;
     clones:
         a_clone_shares_what_its_origin_holds_and_each_goes_its_own_way,
+        a_flattened_clone_outlives_its_origin,
         a_full_clone_depends_on_nothing,
         what_cannot_be_cloned_is_named_and_leaves_nothing;
     gc:

@@ -67,7 +67,9 @@ impl Gc {
             show_size(moved_bytes)
         ));
         for clone in collected.released_clones {
-            say(format_args!("{name}: the clone {clone} is gone: no snapshot is held for it any more"));
+            say(format_args!(
+                "{name}: the clone {clone} is gone or independent: no snapshot is held for it any more"
+            ));
         }
         if let (Some(objects), Some(bytes)) = (collected.stray_objects, collected.stray_bytes) {
             say(format_args!("{name}: deleted {objects} strays ({})", show_size(bytes)));

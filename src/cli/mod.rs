@@ -8,6 +8,7 @@ mod confirm;
 mod diff;
 mod exit;
 mod exports;
+mod flatten;
 mod fsck;
 mod gc;
 mod info;
@@ -86,6 +87,8 @@ enum Command {
     Snapshot(snapshot::Snapshot),
     /// Make a writable volume of a snapshot, which shares its blocks, or with --full a copy.
     Clone(Box<clone::Clone>),
+    /// Make a clone independent: copy what it shares with its origin, also while it is open and in use on this host.
+    Flatten(flatten::Flatten),
     /// Say how the open server of a volume on this host does, and how far behind its bucket is.
     Status(status::Status),
     /// Delete what nobody needs, and move what is left of sparse objects.
@@ -128,6 +131,7 @@ pub fn main() -> ExitCode {
             Command::Resize(command) => command.run().await,
             Command::Snapshot(command) => command.run().await,
             Command::Clone(command) => command.run().await,
+            Command::Flatten(command) => command.run().await,
             Command::Status(command) => command.run().await,
             Command::Gc(command) => command.run().await,
             Command::Sync(command) => command.run().await,

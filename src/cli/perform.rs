@@ -1,13 +1,13 @@
 //! What a command does to a volume that is open for writing: in the server's process when it is served on this host, and
 //! else in the command's own. One function for both, so that words and results are the same.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 
 use super::{progress::tell_unclosed, secret::SecretArgs, serve::Signals, target::Target};
 use crate::{
-    control::{Answer, Collected, Progress, Request, Resized, client::Client},
+    control::{Answer, Collected, Progress, Request, Resized, Working, client::Client},
     format::manifest::Snapshot,
     seal::frame::Compression,
     volume::{
@@ -15,6 +15,7 @@ use crate::{
         core::Core,
         env::Env,
         error::VolumeError,
+        flatten::Flattened,
         open::{Agreed, open},
         resize::{Mapped, check_size},
         settings::Settings,
@@ -23,11 +24,19 @@ use crate::{
     },
 };
 
-/// Does what `request` asks for. Dropped halfway, it is done as a whole or not at all.
+/// How often people are shown how far something is.
+const SHOW_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Does what `request` asks for, and tells `working` of what takes long. Dropped halfway, it is done as a whole or not at all;
+/// garbage, and what a clone copies, in part.
 ///
 /// # Errors
 /// `None` where the request is none of those that are about an open volume.
-pub(super) async fn perform(core: &Arc<Core>, request: &Request) -> Option<Result<Answer, VolumeError>> {
+pub(super) async fn perform(
+    core: &Arc<Core>,
+    request: &Request,
+    working: &Working,
+) -> Option<Result<Answer, VolumeError>> {
     let change = match request.clone() {
         Request::SnapshotCreate { name } => Change::Take(name),
         Request::SnapshotDelete { name } => Change::Delete(name),
@@ -35,6 +44,7 @@ pub(super) async fn perform(core: &Arc<Core>, request: &Request) -> Option<Resul
         Request::SnapshotPin { name, clone } => return Some(told(core.pin(name.as_deref(), clone).await)),
         Request::SnapshotCreateFor { copy } => return Some(told(core.take_for_clone(&copy).await)),
         Request::Collect { strays } => return Some(collect(core, strays).await),
+        Request::Flatten => return Some(flatten(core, working).await),
         Request::SnapshotList => return Some(list_snapshots(core).await),
         Request::Resize { from_bytes, size_bytes, dry_run } => {
             return Some(resize(core, from_bytes, size_bytes, dry_run).await.map(Answer::Resized));
@@ -89,6 +99,12 @@ async fn collect(core: &Core, strays: bool) -> Result<Answer, VolumeError> {
     }))
 }
 
+async fn flatten(core: &Core, working: &Working) -> Result<Answer, VolumeError> {
+    let left = |left_bytes| working.set(Progress { left_bytes, store_away_ms: None });
+    let Flattened { origin, copied_bytes } = core.flatten(left).await?;
+    Ok(Answer::Flattened { origin, copied_bytes })
+}
+
 async fn list_snapshots(core: &Arc<Core>) -> Result<Answer, VolumeError> {
     let newest = core.bucket.newest_manifest().await?;
     let snapshots = snapshot_usage(&core.bucket, &newest.manifest).await?;
@@ -102,13 +118,13 @@ impl Target {
         &self,
         secret: &SecretArgs,
         request: Request,
-        show: impl FnMut(Progress),
+        show: impl FnMut(Progress) + Send,
     ) -> anyhow::Result<Answer> {
         match self.find_server().await? {
             Some(server) => self.ask(server, &request, show).await,
             None => {
                 let (outside, bucket) = self.unlock(secret).await?;
-                self.perform_alone(outside.env, bucket, &request).await
+                self.perform_alone(outside.env, bucket, &request, show).await
             }
         }
     }
@@ -122,7 +138,7 @@ impl Target {
     ) -> anyhow::Result<Answer> {
         match self.find_server().await? {
             Some(server) => self.ask(server, request, |_| ()).await,
-            None => self.perform_alone(env.clone(), bucket.clone(), request).await,
+            None => self.perform_alone(env.clone(), bucket.clone(), request, |_| ()).await,
         }
     }
 
@@ -136,7 +152,13 @@ impl Target {
         server.ask(request, show).await.with_context(|| self.name())
     }
 
-    async fn perform_alone(&self, env: Env, bucket: Bucket, request: &Request) -> anyhow::Result<Answer> {
+    async fn perform_alone(
+        &self,
+        env: Env,
+        bucket: Bucket,
+        request: &Request,
+        mut show: impl FnMut(Progress),
+    ) -> anyhow::Result<Answer> {
         let name = self.name();
         let compression = Compression::of(bucket.header.compression);
         let settings = Settings { compression, ..Settings::default() };
@@ -144,8 +166,16 @@ impl Target {
             open(env, bucket, settings, Agreed::default()).await.with_context(|| name.clone())?;
         tell_unclosed(&name, &report);
         let mut signals = Signals::catch()?;
+        let working = Working::default();
+        let showing = async {
+            loop {
+                tokio::time::sleep(SHOW_INTERVAL).await;
+                show(working.get());
+            }
+        };
         let answer = tokio::select! {
-            answer = perform(volume.core(), request) => answer,
+            answer = perform(volume.core(), request, &working) => answer,
+            () = showing => None,
             () = signals.next() => Some(Err(VolumeError::Invalid("interrupted".to_owned()))),
         };
         let closed = super::open::close(&volume, &mut signals, &name).await;

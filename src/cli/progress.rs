@@ -4,8 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{size::show_size, tell};
-use crate::volume::{core::Core, open::OpenReport};
+use super::{
+    size::{show_size, show_span},
+    tell,
+};
+use crate::{
+    control::Progress,
+    volume::{core::Core, open::OpenReport},
+};
 
 /// Shows how much of `core`'s unpublished data is uploaded, until the future is dropped. Nothing where standard error is
 /// no terminal.
@@ -115,6 +121,34 @@ impl Counting {
     pub(super) fn show(&self, done: u64, total: u64) {
         self.0.0.set_length(total);
         self.0.0.set_position(done);
+    }
+}
+
+/// What is left of something, bytes. Nothing where standard error is no terminal.
+pub(super) struct Left(Clearing);
+
+impl Left {
+    pub(super) fn new(what: &str) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        let style = "{prefix} [{bar:30}] {binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec} {msg}";
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        bar.set_prefix(what.to_owned());
+        Self(Clearing(bar))
+    }
+
+    pub(super) fn show(&self, Progress { left_bytes, store_away_ms }: Progress) {
+        let Self(Clearing(bar)) = self;
+        let total = bar.length().unwrap_or(0).max(left_bytes);
+        bar.set_length(total);
+        bar.set_position(total - left_bytes);
+        bar.set_message(match store_away_ms {
+            Some(ms) => {
+                format!("(the store has not answered for {}; {} left)", show_span(ms), show_size(left_bytes))
+            }
+            None => String::new(),
+        });
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
     target::Target,
 };
 use crate::{
-    control::{Answer, Request, Resized, client::Client},
+    control::{Answer, Request, Resized, Working, client::Client},
     seal::frame::Compression,
     volume::{
         Volume,
@@ -85,9 +85,9 @@ impl Doer<'_> {
     async fn resize(&mut self, from_bytes: u64, size_bytes: u64, dry_run: bool) -> anyhow::Result<Resized> {
         let request = Request::Resize { from_bytes, size_bytes, dry_run };
         let answer = match self {
-            Self::Own(volume) => {
-                perform(volume.core(), &request).await.unwrap_or(Err(VolumeError::ReadOnly))?
-            }
+            Self::Own(volume) => perform(volume.core(), &request, &Working::default())
+                .await
+                .unwrap_or(Err(VolumeError::ReadOnly))?,
             Self::Server(server) => server.ask(&request, |_| ()).await?,
         };
         match answer {

@@ -129,7 +129,7 @@ impl Service for Served {
                 if let Request::SnapshotDelete { name } = &request {
                     self.refuse_if_read(name)?;
                 }
-                match perform(self.volume.core(), &request).await {
+                match perform(self.volume.core(), &request, working).await {
                     Some(Ok(Answer::Resized(resized))) => {
                         let clients = self.clients.list().into_iter().map(|client| client.program).collect();
                         Ok(Answer::Resized(Resized { clients, ..resized }))

@@ -62,7 +62,9 @@ impl Working {
         *self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = progress;
     }
 
-    fn get(&self) -> Progress {
+    /// How far it is.
+    #[must_use]
+    pub fn get(&self) -> Progress {
         *self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

@@ -39,6 +39,8 @@ pub enum Request {
         /// Whether objects go as well that nothing names.
         strays: bool,
     },
+    /// Make the volume independent of the one that it is a clone of.
+    Flatten,
     /// Take a snapshot of all that was acknowledged before.
     SnapshotCreate {
         /// Its name.
@@ -98,6 +100,13 @@ pub enum Answer {
     Done,
     /// To [`Request::Collect`].
     Collected(Collected),
+    /// To [`Request::Flatten`].
+    Flattened {
+        /// The volume that it depended on; none: it depended on nothing.
+        origin: Option<String>,
+        /// Data that was copied, bytes.
+        copied_bytes: u64,
+    },
     /// The snapshot that was taken, deleted or renamed.
     Snapshot(SnapshotInfo),
     /// To [`Request::SnapshotList`]: oldest first.

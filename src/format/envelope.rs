@@ -25,6 +25,8 @@ pub enum Content {
     Claim,
     /// `manifests/<generation>-<epoch>`
     Manifest,
+    /// `independent`
+    Independent,
     /// `seen` in the state directory
     Seen,
     /// `log` in the state directory
@@ -40,6 +42,7 @@ impl Content {
             Self::Slot => b"slot",
             Self::Claim => b"clai",
             Self::Manifest => b"mani",
+            Self::Independent => b"inde",
             Self::Seen => b"seen",
             Self::LogIdentity => b"logi",
         }
@@ -53,6 +56,7 @@ impl Content {
             Self::Slot => "key slot",
             Self::Claim => "claim",
             Self::Manifest => "manifest",
+            Self::Independent => "note of independence",
             Self::Seen => "record of the newest epoch seen",
             Self::LogIdentity => "log identity",
         }

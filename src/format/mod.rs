@@ -10,6 +10,7 @@ pub mod codec;
 pub mod envelope;
 pub mod header;
 pub mod ids;
+pub mod independent;
 pub mod index;
 pub mod local;
 pub mod manifest;

@@ -6,6 +6,8 @@ use super::ids::{Epoch, Generation, Sequence};
 pub const HEADER: &str = "volume";
 /// The header of a volume that is still being made by a rescue; it gets its name at the end.
 pub const HEADER_UNFINISHED: &str = "volume.unfinished";
+/// Of a volume that was a clone: that it depends on its origin no more.
+pub const INDEPENDENT: &str = "independent";
 /// Prefix of the key slots.
 pub const KEYS: &str = "keys/";
 /// Prefix of the claims.

@@ -154,7 +154,7 @@ pub enum Finding {
         /// The manifest's name.
         manifest: String,
     },
-    /// A snapshot is kept for a clone that is not there any more, or was never finished.
+    /// A snapshot is kept for a clone that is not there any more, depends on nothing any more, or was never finished.
     PinStale {
         /// The snapshot's name.
         snapshot: String,
@@ -163,6 +163,12 @@ pub enum Finding {
         /// The clone's id.
         #[serde(serialize_with = "as_text")]
         volume: VolumeId,
+    },
+    /// What a flattened clone says to its origin is damaged.
+    IndependenceDamaged {
+        /// Why.
+        #[serde(serialize_with = "as_text")]
+        error: FormatError,
     },
     /// The header's name while the volume was made is there beside its own.
     UnfinishedLeft,
@@ -345,11 +351,12 @@ impl Finding {
             | Self::DeadObject { found: None, .. }
             | Self::MovedOn { .. }
             | Self::Strays { .. }
+            | Self::PinStale { .. }
+            | Self::IndependenceDamaged { .. }
             | Self::UnfinishedLeft
             | Self::UnknownKeys { .. } => Severity::Note,
             // Space that is never collected, and figures that people read.
             Self::LiveBytes { excess_bytes: ..0, .. }
-            | Self::PinStale { .. }
             | Self::Totals { .. }
             | Self::DeadObject { found: Some(_), .. } => Severity::Warning,
             Self::HeaderMissing

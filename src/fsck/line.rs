@@ -11,6 +11,7 @@ use crate::{
         codec,
         envelope::Content,
         ids::{Epoch, Generation},
+        independent::Independent,
         index::MapKind,
         manifest::{CloneRef, Digest, Manifest, ManifestLink, Snapshot},
         names,
@@ -298,6 +299,13 @@ impl Check<'_> {
         if let Some(at) = unknown.iter().position(|key| key == names::HEADER_UNFINISHED) {
             unknown.swap_remove(at);
             self.add(Finding::UnfinishedLeft);
+        }
+        if let Some(at) = unknown.iter().position(|key| key == names::INDEPENDENT) {
+            unknown.swap_remove(at);
+            let note = load(self.bucket(), names::INDEPENDENT, Independent::decode).await?;
+            if let Some((Err(error), _)) = note {
+                self.add(Finding::IndependenceDamaged { error });
+            }
         }
         if let Some(first) = unknown.iter().min() {
             self.add(Finding::UnknownKeys { count: unknown.len() as u64, first: first.clone() });

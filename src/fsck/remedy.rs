@@ -97,6 +97,7 @@ impl Finding {
             | Self::HeaderReplaced
             | Self::KeysUnusable { .. }
             | Self::SnapshotLost { .. }
+            | Self::IndependenceDamaged { .. }
             | Self::Page { map: MapKind::Snapshots, .. } => Remedy::Restore,
         }
     }

@@ -128,8 +128,14 @@ impl fmt::Display for Finding {
             }
             Self::PinStale { snapshot, clone, volume } => write!(
                 f,
-                "snapshot {snapshot:?}: kept for the clone {clone} ({volume}), which is not there: it was removed, or never \
-                 finished"
+                "snapshot {snapshot:?}: kept for the clone {clone} ({volume}), which does not depend on it: it was removed, \
+                 flattened, or never finished; the snapshot can be deleted"
+            ),
+            Self::IndependenceDamaged { error } => write!(
+                f,
+                "{}: {error}: what this volume was a clone of cannot know that it is needed no more, and keeps its snapshot; no \
+                 data is hit",
+                names::INDEPENDENT
             ),
             Self::UnfinishedLeft => write!(
                 f,

@@ -130,6 +130,7 @@ impl Delta {
         self.epoch = self.epoch.max(newer.epoch);
         self.listed.extend(newer.listed);
         self.cut_objects += newer.cut_objects;
+        self.cut_bytes += newer.cut_bytes;
         self.objects.extend(newer.objects);
         self.snapshots.extend(newer.snapshots);
         for (sequence, bytes) in newer.gained {

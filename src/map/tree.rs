@@ -183,6 +183,30 @@ pub async fn leaf_keys<P: Pages>(pages: &P, map: MapKind, root: Option<&Root>) -
     Ok(row.iter().map(|at| at.first_key).collect())
 }
 
+/// The pages of a map that are `wanted`, inner ones and leaves, in no order. Loads the pages above the leaves.
+pub async fn select<P: Pages>(
+    pages: &P,
+    map: MapKind,
+    root: Option<&Root>,
+    wanted: impl Fn(&PageAt) -> bool,
+) -> Result<Vec<PageAt>, P::Error> {
+    let mut found = Vec::new();
+    let mut pending: Vec<PageAt> = root
+        .map(|root| PageAt { frame: root.page(), map, level: root.level, first_key: 0 })
+        .into_iter()
+        .collect();
+    while !pending.is_empty() {
+        // The last ones are the deepest: what is pending stays bounded by the fan-out and the depth.
+        let row = pending.split_off(pending.len().saturating_sub(PAGE_LOADS_MAX));
+        found.extend(row.iter().filter(|at| wanted(at)));
+        let inner: Vec<PageAt> = row.into_iter().filter(|at| at.level > 0).collect();
+        let loaded = load_all(pages, &inner).await?;
+        let below = |(at, page): (&PageAt, &Arc<Page>)| children_within(at, page, 0, u64::MAX);
+        pending.extend(inner.iter().zip(&loaded).flat_map(below));
+    }
+    Ok(found)
+}
+
 /// The extents of the block map that touch `run`, clipped to it, ascending; what is in none was never written.
 pub async fn lookup<P: Pages>(pages: &P, root: Option<&Root>, run: Run) -> Result<Vec<Extent>, P::Error> {
     let end = run.block + run.count;

@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::RwLock};
 use super::aead::Key;
 use crate::format::{
     ids::{LogId, ObjectRef, VolumeId},
+    independent::Independent,
     manifest::Owner,
 };
 
@@ -56,6 +57,18 @@ impl Keys {
     pub fn owner_name(&self, owner: VolumeId) -> Option<String> {
         let owners = self.owners.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         owners.get(&owner).map(|(_, name)| name.clone())
+    }
+
+    /// What the volume `clone` has to say for `owner` to believe that it needs nothing of it any more: only who reads that
+    /// one's objects can. None where the owner is unknown.
+    #[must_use]
+    pub fn word_of_independence(&self, owner: VolumeId, clone: VolumeId) -> Option<Independent> {
+        let word = |key: &Key| Independent(*key.derive(&clone.0, &[b"s3bd 1 independent"]).bytes());
+        if owner == self.volume {
+            return Some(word(&self.object));
+        }
+        let owners = self.owners.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        owners.get(&owner).map(|(key, _)| word(key))
     }
 
     /// The key of one object; none where its owner is unknown.

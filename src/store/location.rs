@@ -121,7 +121,7 @@ const NAME_BYTES_MAX: usize = 255;
 pub const SNAPSHOT_BYTES_MAX: usize = NAME_BYTES_MAX;
 
 /// Names of a volume's own keys: a volume called so below another one would lie within it.
-const LAYOUT_NAMES: [&str; 5] = ["volume", "keys", "claims", "manifests", "objects"];
+const LAYOUT_NAMES: [&str; 6] = ["volume", "independent", "keys", "claims", "manifests", "objects"];
 
 impl FromStr for Location {
     type Err = LocationError;

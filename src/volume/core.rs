@@ -12,7 +12,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use wal::Lsn;
 
 use super::{
-    bucket::Bucket, collect::Shared, earlier::Rebased, env::Env, error::VolumeError, frames::Frames,
+    bucket::Bucket, collect::Shared, earlier::Rebased, env::Env, error::VolumeError, flatten, frames::Frames,
     log::Log, moves::Offers, payload::PayloadMemory, readahead::Streams, rollback::Asked, settings::Settings,
     snapshot_view::Viewed, snapshots::Pending, state::State, status::Noted, waiters::Waiters,
 };
@@ -63,6 +63,7 @@ pub struct Core {
     collecting: Mutex<Shared>,
     pending: Mutex<VecDeque<Pending>>,
     rollback: Mutex<Option<Asked>>,
+    flattening: Mutex<flatten::Asked>,
     failed: watch::Sender<bool>,
     state: RwLock<State>,
 }
@@ -124,6 +125,7 @@ impl Core {
             )),
             pending: Mutex::default(),
             rollback: Mutex::default(),
+            flattening: Mutex::default(),
             failed: watch::Sender::new(false),
             state: RwLock::new(state),
         }
@@ -206,6 +208,11 @@ impl Core {
     /// Changes of the snapshot table whose cuts are not published, oldest first. Taken within the state's lock, or without it.
     pub(super) fn pending(&self) -> MutexGuard<'_, VecDeque<Pending>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What flattening asks of the publisher.
+    pub(super) fn flattening(&self) -> MutexGuard<'_, flatten::Asked> {
+        self.flattening.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The state that the volume is to go back to, until the publisher has seen it.

@@ -104,6 +104,16 @@ pub enum VolumeError {
         /// Names of the clones.
         clones: Vec<String>,
     },
+    /// A clone cannot be made independent of what its snapshots name.
+    #[error(
+        "{} of this volume: what a snapshot holds stays in the origin's objects; delete {} first (s3bd snapshot delete), or \
+         make a full copy instead (s3bd clone --full)",
+        snapshots(names), if names.len() == 1 { "it" } else { "them" }
+    )]
+    HasSnapshots {
+        /// Names of the snapshots.
+        names: Vec<String>,
+    },
     /// There is one already.
     #[error("there is a volume here already, made {created}; nothing was changed")]
     Exists {
@@ -401,6 +411,15 @@ fn depends(clones: &[String]) -> String {
     }
 }
 
+/// Some snapshots, in words.
+fn snapshots(names: &[String]) -> String {
+    match names {
+        [one] => format!("there is the snapshot {one:?}"),
+        [first, rest @ ..] => format!("there is the snapshot {first:?}, and {} more,", rest.len()),
+        [] => String::new(),
+    }
+}
+
 /// What is wrong with a frame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
@@ -461,6 +480,7 @@ impl VolumeError {
             | Self::SnapshotExists { .. }
             | Self::SnapshotInUse { .. }
             | Self::HasClones { .. }
+            | Self::HasSnapshots { .. }
             | Self::Exists { .. }
             | Self::WrongSecret { .. }
             | Self::NoFittingSlot { .. }

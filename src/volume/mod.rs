@@ -27,6 +27,7 @@ pub mod diff;
 pub mod earlier;
 pub mod env;
 pub mod error;
+pub mod flatten;
 mod follow;
 pub mod frames;
 pub mod full_copy;

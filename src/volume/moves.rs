@@ -15,15 +15,18 @@ use tokio::sync::oneshot;
 use super::{core::Core, error::VolumeError, read::At, state::Source};
 use crate::format::{ids::ObjectRef, index::Run};
 
+/// Whether what lies in an object is to leave it.
+pub(super) type Leaves = Arc<dyn Fn(&ObjectRef) -> bool + Send + Sync>;
+
 /// What is to be moved.
 #[derive(Clone)]
-pub struct Moves {
+pub(super) struct Moves {
     /// Blocks, ascending and apart.
-    pub runs: Vec<Run>,
-    /// Whether what lies in an object is to leave it.
-    pub leaves: Arc<dyn Fn(&ObjectRef) -> bool + Send + Sync>,
+    pub(super) runs: Vec<Run>,
+    /// What they are to leave.
+    pub(super) leaves: Leaves,
     /// Whether a cut is closed for it while clients write; else it waits for one of theirs.
-    pub urgent: bool,
+    pub(super) urgent: bool,
 }
 
 impl fmt::Debug for Moves {
@@ -44,22 +47,24 @@ pub(super) struct Offer {
 pub(super) type Offers = VecDeque<Offer>;
 
 impl Core {
-    /// Moves blocks with the next cut that has none yet. Returns the plaintext that was moved, bytes, once that is published.
+    /// Offers blocks to the next cut that moves none yet.
     ///
     /// # Errors
     /// What ends the tenure.
-    pub async fn move_blocks(&self, moves: Moves) -> Result<u64, VolumeError> {
-        let moved = self.offer(moves)?;
-        moved.await.map_err(|_| self.check().err().unwrap_or(VolumeError::Closed))
-    }
-
-    /// The same, and returns at once; it is told later.
     pub(super) fn offer(&self, moves: Moves) -> Result<oneshot::Receiver<u64>, VolumeError> {
         self.check()?;
         let (done, moved) = oneshot::channel();
         self.offers().push_back(Offer { moves, done });
         self.cut_wanted.notify_one();
         Ok(moved)
+    }
+
+    /// The plaintext that was moved of what was offered, bytes, once that is published.
+    ///
+    /// # Errors
+    /// What ends the tenure.
+    pub(super) async fn moved(&self, offered: oneshot::Receiver<u64>) -> Result<u64, VolumeError> {
+        offered.await.map_err(|_| self.check().err().unwrap_or(VolumeError::Closed))
     }
 }
 

@@ -2,7 +2,10 @@
 //!
 //! A clone has its volume id in its header, under `volume`, or under `volume.unfinished` while it is made or removed. A pin
 //! is stale when neither has the id that the pin names. The unfinished name is looked at first: while a clone is made it is
-//! there before the pin, and goes after `volume` has come.
+//! there before the pin, and goes after `volume` has come. A clone that was flattened has a note beside its header, with a
+//! word that only who reads the origin's objects knows.
+
+use bytes::Bytes;
 
 use super::{
     bucket::{Bucket, get_whole},
@@ -14,10 +17,11 @@ use crate::{
     format::{
         header::Header,
         ids::VolumeId,
+        independent::Independent,
         manifest::{CloneRef, Snapshot},
         names,
     },
-    store::{Store, location::SNAPSHOT_BYTES_MAX},
+    store::{PutMode, Store, location::SNAPSHOT_BYTES_MAX},
 };
 
 /// Names tried for the snapshot of a clone that names none.
@@ -31,10 +35,27 @@ pub async fn is_stale(origin: &Bucket, clone: &CloneRef) -> Result<bool, VolumeE
     let Some(store) = origin.store.sibling(&clone.name) else { return Ok(false) };
     for name in [names::HEADER_UNFINISHED, names::HEADER] {
         if may_be(&*store, name, clone.volume).await? {
-            return Ok(false);
+            return is_independent(origin, &*store, clone.volume).await;
         }
     }
     Ok(true)
+}
+
+/// Whether a volume says that it needs nothing of `origin` any more.
+async fn is_independent(origin: &Bucket, store: &dyn Store, clone: VolumeId) -> Result<bool, VolumeError> {
+    let Some(bytes) = get_whole(store, names::INDEPENDENT).await? else { return Ok(false) };
+    let word = origin.keys.word_of_independence(origin.header.volume, clone);
+    Ok(word.is_some() && Independent::decode(&bytes).ok() == word)
+}
+
+/// Says to `owner` that this volume, its clone, needs nothing of it any more. Durable on `Ok`.
+///
+/// # Errors
+/// What the store refuses.
+pub(super) async fn declare_independence(bucket: &Bucket, owner: VolumeId) -> Result<(), VolumeError> {
+    let Some(word) = bucket.keys.word_of_independence(owner, bucket.header.volume) else { return Ok(()) };
+    bucket.store.put(names::INDEPENDENT, &[Bytes::from(word.encode())], PutMode::Replace).await?;
+    Ok(())
 }
 
 /// Whether the header of `volume` is there; one that is damaged may be any volume's.

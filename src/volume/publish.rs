@@ -104,6 +104,8 @@ pub struct Publisher {
     checkpointed: Option<Checkpoint>,
     /// Who waits for a rollback: its checkpoint is being written, or is to be published.
     rolling_back: Option<oneshot::Sender<Result<(), VolumeError>>>,
+    /// Who waits for the checkpoint under way.
+    checkpoint_for: Vec<oneshot::Sender<Result<(), VolumeError>>>,
     /// No checkpoint before the delta has this many objects of cuts: after one failed, some more come first.
     checkpoint_after: usize,
     kept: VecDeque<(Generation, Epoch)>,
@@ -167,6 +169,7 @@ impl Publisher {
             checkpoint: None,
             checkpointed: None,
             rolling_back: None,
+            checkpoint_for: Vec::new(),
             checkpoint_after: 0,
             checkpoint_given_up: false,
             log_full: false,
@@ -183,6 +186,9 @@ impl Publisher {
         let (core, tenure) = (Arc::clone(&self.core), self.tenure);
         self.collector = Some(Task::spawn(async move { collect::run(core, tenure).await }));
         let result = self.serve().await;
+        // Nothing comes of what waits for another cut.
+        self.core.offers().clear();
+        self.core.flattening().checkpoints.clear();
         if let Err(error) = &result {
             self.core.fail(error.clone());
             if let VolumeError::Fenced { found, .. } = error {
@@ -197,6 +203,7 @@ impl Publisher {
             self.core.check()?;
             self.take_rebased();
             self.start_rollback();
+            self.start_checkpoint_if_asked();
             if *self.closing.borrow() {
                 // Before the look at what is to be cut: nothing comes after the last cut.
                 self.core.state_mut().closing = true;
@@ -395,8 +402,13 @@ impl Publisher {
         manifest.oldest_kept = self.oldest_kept(&cut);
         let Changed { changes, answers } = self.change_snapshots(&mut manifest);
         self.put(manifest).await?;
+        let has_checkpoint = checkpoint.is_some();
         self.apply(&cut, &news, checkpoint, &changes);
         self.settle(cut.lsn).await?;
+        if has_checkpoint {
+            // Nobody may be waiting any more.
+            self.checkpoint_for.drain(..).for_each(|done| drop(done.send(Ok(()))));
+        }
         if is_rollback && let Some(done) = self.rolling_back.take() {
             let _ = done.send(Ok(()));
         }
@@ -492,6 +504,9 @@ impl Publisher {
         manifest.time_ms = self.core.env.clock.now_ms();
         manifest.size_bytes = cut.size_bytes;
         manifest.next_sequence = Sequence(self.sequences.load(Ordering::Relaxed));
+        if self.core.flattening().is_independent {
+            manifest.owners.clear();
+        }
         if cut.layered {
             manifest.data_cut = Some((self.tenure.generation, cut.epoch));
         }

@@ -198,7 +198,9 @@ async fn clear_bucket(store: &dyn Store, advance: impl Fn(u64)) -> Result<u64, V
             advance(objects);
         }
     }
-    store.delete(&[names::HEADER_UNFINISHED.to_owned()]).await?;
+    for name in [names::INDEPENDENT, names::HEADER_UNFINISHED] {
+        store.delete(&[name.to_owned()]).await?;
+    }
     Ok(objects)
 }
 

@@ -30,7 +30,8 @@ use crate::{
     map::delta::NewObject,
 };
 
-/// Runs of a frame that are moved, read at once.
+/// Bytes of neighbours that are read in one go to be moved, and how many such reads at once: enough to hide a store's latency.
+const MOVED_BYTES: u64 = 1 << 20;
 const READS_MAX: usize = 16;
 
 /// A cut, as it is to be uploaded.
@@ -103,13 +104,16 @@ async fn upload_object(
     let _slot = core.upload_slots.acquire().await.map_err(|_| VolumeError::Closed)?;
     let at = At::Below(facts.epoch.next());
     let ObjectPlan { holes, mut lost, moved, .. } = plan;
-    let mut frames = Vec::with_capacity(plan.frames.len());
-    for runs in plan.frames {
-        frames.push(match moved {
-            true => gather_moved(&core, runs, at).await?,
-            false => gather(&core, runs, at, &mut lost).await?,
-        });
-    }
+    let frames = match moved {
+        true => gather_moved(&core, plan.frames, at).await?,
+        false => {
+            let mut frames = Vec::with_capacity(plan.frames.len());
+            for runs in plan.frames {
+                frames.push(gather(&core, runs, at, &mut lost).await?);
+            }
+            frames
+        }
+    };
     let moved_bytes = if moved { frames.iter().map(|(_, plain)| plain.len() as u64).sum() } else { 0 };
     let builder = ObjectBuilder::new(&core.bucket.keys, object, core.settings.compression, facts);
     let block_bytes = core.bucket.block_bytes() as usize;
@@ -117,27 +121,69 @@ async fn upload_object(
     Ok((checkpoint::put_object(&core, built).await?, moved_bytes))
 }
 
-/// The plaintext of those runs that can be read: nobody's write is lost with the others, which stay where they are.
-async fn gather_moved(core: &Core, runs: Vec<Run>, at: At) -> Result<(Vec<Run>, Vec<u8>), VolumeError> {
-    let block_bytes = u64::from(core.bucket.block_bytes());
-    let (mut plain, mut kept) = (Vec::new(), Vec::with_capacity(runs.len()));
-    let read = |run: &Run| core.read(run.block * block_bytes..(run.block + run.count) * block_bytes, at);
-    let reads: Vec<_> = runs.iter().map(read).collect();
-    let mut reads = futures::stream::iter(reads).buffered(READS_MAX);
-    for run in runs {
-        let Some(found) = reads.next().await else { break };
-        match found {
-            Ok(parts) => {
-                parts.iter().for_each(|part| plain.extend_from_slice(part));
-                kept.push(run);
+/// The plaintext of those runs of some frames that can be read: nobody's write is lost with the others, which stay where
+/// they are. Neighbours are read in one go, whatever frames they go to, since they may lie together where they come from.
+async fn gather_moved(
+    core: &Core,
+    frames: Vec<Vec<Run>>,
+    at: At,
+) -> Result<Vec<(Vec<Run>, Vec<u8>)>, VolumeError> {
+    let piece_blocks = MOVED_BYTES / u64::from(core.bucket.block_bytes());
+    let mut pieces: Vec<Vec<Run>> = Vec::new();
+    for run in frames.iter().flatten() {
+        match pieces.last_mut() {
+            Some(piece)
+                if piece.last().is_some_and(|last| last.block + last.count == run.block)
+                    && run.block + run.count - piece[0].block <= piece_blocks =>
+            {
+                piece.push(*run);
             }
-            Err(error) if error.is_damage() => {
-                tracing::warn!(%error, "blocks that cannot be read stay in their object");
-            }
-            Err(error) => return Err(error),
+            _ => pieces.push(vec![*run]),
         }
     }
-    Ok((kept, plain))
+    let reads: Vec<_> = pieces.into_iter().map(|piece| read_moved(core, piece, at)).collect();
+    let read: Vec<Vec<Option<Vec<u8>>>> =
+        futures::stream::iter(reads).buffered(READS_MAX).try_collect().await?;
+    let mut read = read.into_iter().flatten();
+    let mut gathered = Vec::with_capacity(frames.len());
+    for runs in frames {
+        let (mut kept, mut plain) = (Vec::with_capacity(runs.len()), Vec::new());
+        for run in runs {
+            if let Some(bytes) = read.next().flatten() {
+                kept.push(run);
+                plain.extend(bytes);
+            }
+        }
+        gathered.push((kept, plain));
+    }
+    Ok(gathered)
+}
+
+/// The plaintext of runs that are neighbours; none of one that cannot be read.
+async fn read_moved(core: &Core, runs: Vec<Run>, at: At) -> Result<Vec<Option<Vec<u8>>>, VolumeError> {
+    let block_bytes = u64::from(core.bucket.block_bytes());
+    let bytes = |run: &Run| run.block * block_bytes..(run.block + run.count) * block_bytes;
+    let all = Run { block: runs[0].block, count: runs.iter().map(|run| run.count).sum() };
+    match core.read_flat(bytes(&all), at).await {
+        Ok(mut plain) => {
+            let cut = |run: &Run| Some(plain.split_to((run.count * block_bytes) as usize).to_vec());
+            return Ok(runs.iter().map(cut).collect());
+        }
+        Err(error) if error.is_damage() => {}
+        Err(error) => return Err(error),
+    }
+    let mut read = Vec::with_capacity(runs.len());
+    for run in &runs {
+        read.push(match core.read_flat(bytes(run), at).await {
+            Ok(plain) => Some(plain.to_vec()),
+            Err(error) if error.is_damage() => {
+                tracing::warn!(%error, "blocks that cannot be read stay in their object");
+                None
+            }
+            Err(error) => return Err(error),
+        });
+    }
+    Ok(read)
 }
 
 /// The plaintext of a frame's runs. Blocks that cannot be completed, since what lies below them is damaged, go to `lost`

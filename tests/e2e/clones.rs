@@ -57,6 +57,52 @@ pub(crate) fn a_clone_shares_what_its_origin_holds_and_each_goes_its_own_way(kin
     sound(&other, &second);
 }
 
+pub(crate) fn a_flattened_clone_outlives_its_origin(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    let clone = fixture.location("clone");
+    host.init(&volume, "64M");
+    let server = host.open(&volume, &[]);
+    qemu_io(&server.uri, &["write -P 0x61 0 8M", "write -P 0x62 16M 64k"]);
+    let host = host.with("S3BD_NEW_PASSWORD", "another");
+    host.run("clone", &[&volume, &clone]).done();
+    server.close();
+    let other = Host::new(&fixture).with("S3BD_PASSWORD", "another");
+    other.run("snapshot", &["create", &format!("{clone}@here")]).done();
+    other.run("flatten", &[&clone]).failed(1, &["there is the snapshot \"here\"", "s3bd snapshot delete"]);
+    other.run("snapshot", &["delete", &format!("{clone}@here"), "--yes"]).done();
+
+    // By the server, which goes on.
+    let served = other.open(&clone, &[]);
+    qemu_io(&served.uri, &["write -P 0x63 1M 1M"]);
+    let said = other.run("flatten", &[&clone]).done().stdout;
+    for part in ["depends on nothing any more", "7.1 MiB copied", "the snapshot of disk"] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+    qemu_io(
+        &served.uri,
+        &["read -P 0x61 0 1M", "read -P 0x63 1M 1M", "read -P 0x62 16M 64k", "write -P 0x64 0 4k"],
+    );
+    served.close();
+    let again = other.run("flatten", &[&clone]).done().stdout;
+    assert!(again.contains("depends on nothing; nothing was changed"), "{again}");
+    sound(&host, &volume);
+    let info = other.run("info", &[&clone]).done().stdout;
+    assert!(!info.contains("clone of"), "{info}");
+
+    host.run("snapshot", &["delete", &format!("{volume}@clone-clone"), "--yes"]).done();
+    host.run("remove", &[&volume, "--yes"]).done();
+    let elsewhere = Host::new(&fixture).with("S3BD_PASSWORD", "another");
+    let served = elsewhere.open(&clone, &[]);
+    qemu_io(
+        &served.uri,
+        &["read -P 0x64 0 4k", "read -P 0x61 2M 6M", "read -P 0x63 1M 1M", "read -P 0x62 16M 64k"],
+    );
+    served.close();
+    sound(&elsewhere, &clone);
+    elsewhere.run("remove", &[&clone, "--yes"]).done();
+    assert!(fixture.contents().is_empty(), "{:?}", fixture.contents().keys().collect::<Vec<_>>());
+}
+
 pub(crate) fn a_full_clone_depends_on_nothing(kind: Kind) {
     let (fixture, host, volume) = stage(kind);
     let copy = fixture.location("copy");

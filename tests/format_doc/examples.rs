@@ -9,6 +9,7 @@ use s3bd::{
         envelope::{Content, ENVELOPE_BYTES},
         header::Header,
         ids::{Codec, ObjectRef, Sequence},
+        independent::Independent,
         index::{Index, MapKind},
         local::{LogIdentity, Seen},
         manifest::{Manifest, Snapshot},
@@ -74,7 +75,18 @@ fn derived(name: &'static str, lines: Lines) -> Example {
 
 /// All of them, in the order of the document.
 pub fn all() -> Vec<Example> {
-    let groups = [keys(), header(), slots(), claim(), manifest(), object(), pages(), log_records(), state()];
+    let groups = [
+        keys(),
+        header(),
+        slots(),
+        claim(),
+        manifest(),
+        independence(),
+        object(),
+        pages(),
+        log_records(),
+        state(),
+    ];
     groups.into_iter().flatten().collect()
 }
 
@@ -125,6 +137,15 @@ fn header() -> Vec<Example> {
     let bytes = header.encode().unwrap();
     let lines = enveloped(&bytes, annotate(&header));
     vec![guarded("volume", lines, move |bytes| compare(Header::decode(bytes), &header))]
+}
+
+fn independence() -> Vec<Example> {
+    let word = world::KEYS.word_of_independence(world::VOLUME, world::CLONE).unwrap();
+    assert_eq!(word.0, independent::word_of_independence(&world::CLONE));
+    let bytes = word.encode();
+    let lines =
+        enveloped(&bytes, Lines::cut(&bytes[ENVELOPE_BYTES..], &[(32, "HKDF of the key for objects")]));
+    vec![guarded("independent", lines, move |bytes| compare(Independent::decode(bytes), &word))]
 }
 
 fn slots() -> Vec<Example> {

@@ -4,7 +4,7 @@ use aes_gcm::{
     Aes256Gcm, KeyInit,
     aead::{Aead, Payload},
 };
-use s3bd::format::ids::ObjectRef;
+use s3bd::format::ids::{ObjectRef, VolumeId};
 
 use crate::world::{COST, LOG, MASTER, TIME_MS, VOLUME};
 
@@ -23,6 +23,11 @@ pub fn purpose(name: &str) -> [u8; 32] {
 pub fn object_key(object: &ObjectRef) -> [u8; 32] {
     let numbers = [object.generation.0.to_le_bytes(), object.sequence.0.to_le_bytes()].concat();
     hkdf(&purpose("object"), &object.salt, &[&object.owner.0[..], &numbers].concat())
+}
+
+/// What a clone that was flattened says.
+pub fn word_of_independence(clone: &VolumeId) -> [u8; 32] {
+    hkdf(&purpose("object"), &clone.0, b"s3bd 1 independent")
 }
 
 /// The key of one small sealed thing.

@@ -98,6 +98,7 @@ fn bytes_after_an_end_and_missing_bytes_are_refused() {
         "slot-nothing",
         "claim",
         "manifest",
+        "independent",
         "state-log",
         "state-seen",
     ];

@@ -38,6 +38,8 @@ pub const GENERATION: Generation = Generation(7);
 pub const NONCE: u64 = 0x0123_4567_89ab_cdef;
 pub const EPOCH: Epoch = Epoch(42);
 pub const VOLUME: VolumeId = VolumeId(counting(0xa0));
+/// A clone of it.
+pub const CLONE: VolumeId = VolumeId(counting(0xc0));
 pub const LOG: LogId = LogId(counting(0xb0));
 pub const MASTER: [u8; 32] = counting(0x00);
 pub const OBJECT: ObjectRef =
@@ -171,7 +173,7 @@ pub fn manifest() -> Manifest {
                 3,
                 CloneRef { volume: VolumeId(counting(0xd0)), name: "trial".to_owned() },
             ),
-            SnapshotChange::Released(3, VolumeId(counting(0xc0))),
+            SnapshotChange::Released(3, CLONE),
         ],
         next_snapshot: 4,
         owners: vec![Owner {
@@ -192,7 +194,7 @@ fn snapshot() -> Snapshot {
         roots_epoch: Epoch(40),
         time_ms: TIME_MS,
         size_bytes: 1 << 20,
-        clones: vec![CloneRef { volume: VolumeId(counting(0xc0)), name: "copy".to_owned() }],
+        clones: vec![CloneRef { volume: CLONE, name: "copy".to_owned() }],
     }
 }
 

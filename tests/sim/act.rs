@@ -47,6 +47,9 @@ pub enum Act {
     TakeSnapshot,
     DeleteSnapshot,
     ReadSnapshot,
+    RollBack {
+        keep: bool,
+    },
     Sleep(u64),
     Close,
     Die,
@@ -112,7 +115,8 @@ impl Machine {
             15..265 => Act::Write { offset, length, flush: self.prng.below(8) == 0 },
             265..290 => Act::TakeSnapshot,
             290..310 => Act::DeleteSnapshot,
-            310..330 => Act::ReadSnapshot,
+            310..325 => Act::ReadSnapshot,
+            325..330 => Act::RollBack { keep: self.prng.below(2) == 0 },
             330..350 => Act::Resize { size_bytes: self.size_bytes() },
             350..400 => Act::Zero {
                 offset,
@@ -281,6 +285,7 @@ impl Machine {
             Act::Read { offset, length } => self.read(process, offset, length).await,
             Act::TakeSnapshot => self.take_snapshot(process).await,
             Act::DeleteSnapshot => self.delete_snapshot(process, noise_seed).await,
+            Act::RollBack { keep } => self.roll_back(process, noise_seed, keep).await,
             Act::ReadSnapshot => self.read_snapshot(process, noise_seed).await,
             Act::Close => {
                 let at = self.common.promises().last(process.key);

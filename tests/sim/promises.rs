@@ -23,11 +23,12 @@ use crate::{
 pub type Key = (u64, u64);
 
 /// What has to happen in a run of many histories, or the simulation does not test what it says.
-pub const EVENTS: [&str; 27] = [
+pub const EVENTS: [&str; 28] = [
     "opened",
     "took over",
     "replayed",
     "resized",
+    "rolled back",
     "in use",
     "fenced",
     "diverged",
@@ -164,6 +165,16 @@ impl Promises {
         let mut image = self.image(key).to_vec();
         image.resize(size_bytes as usize, 0);
         self.send_image(key, image)
+    }
+
+    /// A change that makes the content all of this is sent off: the index of its point.
+    pub fn send_back(&mut self, key: Key, image: &[u8]) -> usize {
+        self.send_image(key, image.to_vec())
+    }
+
+    /// The last change that was sent off came to nothing, and was no write.
+    pub fn take_back(&mut self, key: Key) {
+        self.tenure(key).line.pop();
     }
 
     fn send_image(&mut self, key: Key, image: Vec<u8>) -> usize {

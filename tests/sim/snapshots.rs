@@ -165,6 +165,34 @@ impl Machine {
         promises.publish(process.key, at);
     }
 
+    /// Goes back to one that a host asked for. On the answer it is published; without one, it is or nothing is.
+    pub async fn roll_back(&self, process: &Process, seed: u64, keep: bool) -> Result<(), VolumeError> {
+        let Some(Snapshot { name, .. }) = Self::choose(process, seed) else { return Ok(()) };
+        let core = process.volume.core();
+        let keep = keep && core.state().snapshots.len() < SNAPSHOTS_MAX;
+        let at = {
+            let mut promises = self.common.promises();
+            let Some(image) = promises.snapshots.images.get(&name).cloned() else { return Ok(()) };
+            promises.send_back(process.key, &image)
+        };
+        match core.roll_back(&name, keep).await {
+            Ok(_) => {
+                let end = core.state().end;
+                let mut promises = self.common.promises();
+                promises.count("rolled back");
+                promises.acknowledge(process.key, at, end);
+                promises.publish(process.key, at);
+                Ok(())
+            }
+            Err(VolumeError::Store(error)) if self.common.faults.denied > 0 => {
+                self.note(format!("not rolled back: {error}"));
+                self.common.promises().take_back(process.key);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Reads one through the process that has the volume open.
     pub async fn read_snapshot(&self, process: &Process, seed: u64) -> Result<(), VolumeError> {
         let Some(snapshot) = Self::choose(process, seed) else { return Ok(()) };

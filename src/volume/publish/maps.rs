@@ -32,7 +32,16 @@ impl Publisher {
         }
     }
 
+    /// Where somebody waits for one.
+    pub(super) fn start_checkpoint_if_asked(&mut self) {
+        let may_begin = self.checkpoint.is_none() && self.checkpointed.is_none() && !self.are_cuts_held();
+        if may_begin && !self.core.flattening().checkpoints.is_empty() {
+            self.start_checkpoint();
+        }
+    }
+
     pub(super) fn start_checkpoint(&mut self) {
+        self.checkpoint_for.append(&mut self.core.flattening().checkpoints);
         let job = self.checkpoint_job();
         let core = Arc::clone(&self.core);
         self.checkpoint = Some(Task::spawn(async move { checkpoint::run(&core, &job).await }));
@@ -99,6 +108,7 @@ impl Publisher {
         );
         self.core.noted.note(text, self.core.env.clock.now_ms());
         self.fold_back();
+        self.checkpoint_for.drain(..).for_each(|done| drop(done.send(Err(error.clone()))));
         let state = self.core.state();
         let changes = state.delta.cut_objects.max(state.delta.snapshots.len());
         self.checkpoint_after = changes + self.core.settings.checkpoint_objects;

@@ -26,7 +26,9 @@ impl Publisher {
         } else {
             None
         };
-        kept.map_or(oldest, |kept| oldest.max(kept.1))
+        let newest = self.newest.manifest.epoch;
+        let unwanted = self.core.flattening().keep_from.min(newest);
+        kept.map_or(oldest, |kept| oldest.max(kept.1)).max(unwanted)
     }
 
     /// Whether manifests are let go as soon as may be.

@@ -51,7 +51,7 @@ async fn family(seed: u64) {
                 pair.volume.core().change(Change::Take(name.clone())).await.unwrap();
                 family[at].snapshots.insert(name, pair.wanted.clone());
             }
-            8 | 9 if family.len() < 5 => {
+            8 if family.len() < 5 => {
                 let names: Vec<String> = family[at].snapshots.keys().cloned().collect();
                 let chosen = (!names.is_empty() && prng.below(2) == 0)
                     .then(|| names[prng.below(names.len() as u64) as usize].clone());
@@ -62,6 +62,10 @@ async fn family(seed: u64) {
                 let clone = format!("v{}", family.len());
                 street.clone_open(&name, &pair.volume, chosen.as_deref(), &clone).await.unwrap();
                 family.push(Member { name: clone, volume: None, wanted, snapshots: BTreeMap::new() });
+            }
+            // What it holds of others stays theirs as long as a snapshot names it.
+            9 if family[at].snapshots.is_empty() && pair.volume.core().state().snapshots.is_empty() => {
+                pair.volume.core().flatten(|_| ()).await.unwrap();
             }
             10 => {
                 pair.volume.close().await.unwrap();
