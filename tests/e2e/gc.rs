@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use tokio::time::Instant;
@@ -181,11 +181,9 @@ pub(crate) fn gc_removes_a_stray_that_is_a_day_old_and_nothing_else(kind: Kind) 
         |host: &Host| json(&host.run("gc", &[&volume, "--dry-run", "--strays", "--json"]).done().stdout);
     let collect = |host: &Host| json(&host.run("gc", &[&volume, "--strays", "--json"]).done().stdout);
     let with_age = |hours: u64| {
-        let then = SystemTime::now() - Duration::from_secs(hours * 3600);
         for name in objects(&fixture) {
-            let file =
-                std::fs::File::open(folder.parent().expect("the bucket").join(name)).expect("an object");
-            file.set_modified(then).expect("a time");
+            let file = folder.parent().expect("the bucket").join(name);
+            run("touch", &["-d", &format!("{hours} hours ago"), &*file.to_string_lossy()]);
         }
     };
     for hours in [0, 23] {
