@@ -237,6 +237,30 @@ FAULTS = [
         [SIM],
     ),
     Fault(
+        "independent-too-early",
+        "a clone says that it needs its origin no more before everything is moved",
+        [(
+            "src/volume/flatten.rs",
+            "        let (own, copied_bytes) = self.make_own(&left).await?;\n",
+            """        if ON {
+            pins::declare_independence(&self.bucket, origin.volume).await?;
+        }
+        let (own, copied_bytes) = self.make_own(&left).await?;
+""",
+        )],
+        [("engine", "a_flattening_that_dies_anywhere_leaves_a_clone_or_a_volume_of_its_own")],
+    ),
+    Fault(
+        "independent-but-for-manifests",
+        "manifests from before a clone was flattened are kept",
+        [(
+            "src/volume/flatten.rs",
+            "        self.flattening().keep_from = own.epoch;",
+            "        self.flattening().keep_from = if ON { Epoch(0) } else { own.epoch };",
+        )],
+        [("engine", "no_manifest_that_is_kept_needs_the_origin_of_a_flattened_clone")],
+    ),
+    Fault(
         "unverified-cache",
         "what the cache holds and does not open is served as zeros",
         [(

@@ -75,6 +75,38 @@ async fn a_flattened_clone_needs_nothing_of_its_origin() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_manifest_that_is_kept_needs_the_origin_of_a_flattened_clone() {
+    let mut street = Street::new(305, small_settings());
+    let mut prng = Prng::new(19);
+    let mut clone = origin_and_clone(&mut street, &mut prng, true).await;
+    for _ in 0..5 {
+        clone.write(&mut prng, 3000, 600).await;
+        clone.volume.sync().await.unwrap();
+    }
+    flatten(&clone.volume).await.unwrap();
+    drop(clone.volume);
+    street.remove("origin");
+    let whole = street.memory.snapshot();
+    let manifests = street.names("clone/manifests/");
+    let newest = street.unlock("clone").await.unwrap().newest_manifest().await.unwrap().manifest;
+    let count = newest.epoch.0 - newest.oldest_kept.0 + 1;
+    assert!(count > 1 && manifests.len() as u64 >= count, "{count} of {}", manifests.len());
+    // Whoever falls back to one of them, but for the oldest, whose parent is gone, finds all that it names.
+    for gone in 0..count as usize - 1 {
+        let mut contents = whole.clone();
+        for name in manifests.iter().rev().take(gone) {
+            contents.remove(name);
+        }
+        street.memory.restore(contents);
+        street.hosts.clear();
+        clone.volume =
+            street.try_open("clone", Agreed { takeover: true, ..Agreed::default() }).await.unwrap();
+        clone.assert_as_wanted("an older manifest").await;
+        street.assert_sound("clone").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn flattening_goes_on_while_clients_write_and_loses_nothing_of_theirs() {
     for seed in 0..10 {
         let mut prng = Prng::new(seed);

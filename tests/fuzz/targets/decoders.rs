@@ -8,6 +8,7 @@ use s3bd::{
         codec,
         envelope::{self, Content},
         header::Header,
+        independent::Independent,
         index::{Index, MapKind},
         local::{LogIdentity, Seen},
         manifest::Manifest,
@@ -38,6 +39,10 @@ pub(crate) fn header(bytes: &[u8]) {
     let whole = envelope::wrap(Content::Header, 1, bytes);
     if let Ok(header) = Header::decode(&whole) {
         assert_eq!(header.encode().as_deref(), Ok(&whole[..]));
+    }
+    let whole = envelope::wrap(Content::Independent, 1, bytes);
+    if let Ok(independent) = Independent::decode(&whole) {
+        assert_eq!(independent.encode(), whole);
     }
 }
 
