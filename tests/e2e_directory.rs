@@ -31,7 +31,10 @@ e2e::claims! {
         a_damaged_frame_is_found_mended_or_marked_and_overwritten;
     bad_days:
         recover_falls_back_to_the_newest_whole_epoch_and_asks,
+        recover_fall_back_goes_behind_a_page_that_cannot_be_mended,
         recover_scan_rebuilds_a_volume_without_manifests,
+        recover_scan_says_what_is_missing,
+        of_a_fenced_log_with_damage_the_certain_part_becomes_a_volume,
         an_older_bucket_is_said_to_those_who_only_read,
         what_a_fenced_host_held_becomes_a_volume_of_its_own,
         a_fenced_server_answers_every_request_with_an_error;
@@ -56,7 +59,8 @@ e2e::claims! {
         what_cannot_be_cloned_is_named_and_leaves_nothing;
     gc:
         gc_gives_back_what_was_overwritten_online_and_offline,
-        gc_lets_go_of_clones_that_are_gone;
+        gc_lets_go_of_clones_that_are_gone,
+        gc_removes_a_stray_that_is_a_day_old_and_nothing_else;
     resize:
         a_volume_is_resized_while_clients_write,
         ext4_goes_on_while_its_volume_grows_and_shrinks_with_it;

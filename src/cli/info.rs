@@ -45,7 +45,11 @@ fn print(name: &str, facts: &Facts) {
     line("block size", format!("{} bytes", facts.block_bytes));
     line(
         "password",
-        if facts.protected { format!("yes, {} key slots", facts.key_slots) } else { "no".to_owned() },
+        match (facts.protected, facts.key_slots) {
+            (false, _) => "no".to_owned(),
+            (true, 1) => "yes, 1 key slot".to_owned(),
+            (true, slots) => format!("yes, {slots} key slots"),
+        },
     );
     line("made", format_time(facts.created_ms));
     line(

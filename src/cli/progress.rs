@@ -59,9 +59,8 @@ pub(super) fn describe_replay(replayed: &crate::volume::replay::Replayed) -> Str
     let mut text = match replayed.times_ms {
         None => "the local log held nothing that was not in the bucket".to_owned(),
         Some((first, last)) => format!(
-            "the local log held {} writes ({}) that were not in the bucket, from {} to {}",
-            replayed.records,
-            show_size(replayed.bytes),
+            "the local log held {} that the bucket did not have, from {} to {}",
+            replayed.tally.describe(show_size),
             crate::volume::format_time(first),
             crate::volume::format_time(last),
         ),

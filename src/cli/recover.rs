@@ -29,7 +29,6 @@ use crate::{
         format_time,
         open::{Agreed, OpenReport, Repair, inspect, open_repaired},
         rebuild::rebuild,
-        replay::Replayed,
         rescue::{Destination, rescue},
         settings::Settings,
         status::Waiting,
@@ -100,12 +99,11 @@ impl Recover {
         let mut losses = Vec::new();
         let (report, repair) = self.look(&outside.env, &bucket, &mut losses).await?;
         self.say(&report);
-        if report.given_up.records > 0 {
+        if report.given_up.tally.records() > 0 {
             losses.push(Loss {
                 question: format!(
-                    "give up {} writes ({}) that only the local log holds?",
-                    report.given_up.records,
-                    show_size(report.given_up.bytes)
+                    "give up {} that only the local log holds?",
+                    report.given_up.tally.describe(show_size)
                 ),
                 code: DIVERGED,
             });
@@ -116,7 +114,7 @@ impl Recover {
             losses.push(Loss { question, code: DIVERGED });
         }
         if self.dry_run {
-            say("nothing was changed");
+            say(format_args!("{name}: nothing was changed"));
             return Ok(());
         }
         for Loss { question, code } in losses.iter().filter(|_| !self.yes) {
@@ -149,13 +147,12 @@ impl Recover {
         drop(bar);
         let base = &rescued.base.manifest;
         say(format_args!(
-            "{name}: made a volume of epoch {} of {} ({} copied) and {} writes ({}) of the local log; {} and the log are as \
+            "{name}: made a volume of epoch {} of {} ({} copied) and {} of the local log; {} and the log are as \
              they were: once you have what you need, s3bd recover --discard gives the log up",
             base.epoch,
             format_time(base.time_ms),
             show_size(rescued.copied_bytes),
-            rescued.replayed.records,
-            show_size(rescued.replayed.bytes),
+            rescued.replayed.tally.describe(show_size),
             old,
         ));
         say_left(&old, &rescued.kept_by);
@@ -193,11 +190,10 @@ impl Recover {
                 }
                 Err(VolumeError::LogDamaged(damage)) if damage.joins && !repair.cut_log => {
                     say(format_args!("{name}: write-ahead log: {damage}"));
-                    let Replayed { records, bytes, .. } = damage.beyond;
                     losses.push(Loss {
                         question: format!(
-                            "give up what is damaged in the log, and the {records} writes ({}) beyond it?",
-                            show_size(bytes)
+                            "give up what is damaged in the log, and {} beyond it?",
+                            damage.beyond.tally.describe(show_size)
                         ),
                         code: DAMAGED,
                     });
@@ -218,10 +214,10 @@ impl Recover {
         let name = self.target.name();
         let Fallback { base, passed } = find_whole(bucket).await.with_context(|| name.clone())?;
         for passed in passed.iter().take(LINES_MAX) {
-            let time = passed.time_ms.map_or(String::new(), |time| format!(", of {}", format_time(time)));
+            let time = passed.time_ms.map_or(String::new(), |time| format!(", of {},", format_time(time)));
             let (epoch, generation) = (passed.epoch, passed.generation);
             say(format_args!(
-                "{name}: epoch {epoch} of generation {generation}{time}, is not whole: {}",
+                "{name}: epoch {epoch} of generation {generation}{time} is not whole: {}",
                 passed.why
             ));
         }
@@ -249,14 +245,15 @@ impl Recover {
                 whole.epoch
             )),
             Some(newest) => {
+                let (first, last) = (whole.epoch.next(), newest.epoch.max(whole.epoch.next()));
+                let lost = match first == last {
+                    true => format!("epoch {first} is lost"),
+                    false => format!("epochs {first} to {last} are lost"),
+                };
                 let text = format!(
-                    "epoch {} of generation {}, published {time} by {}, is the newest whole one: epochs {} to {} are lost, but \
-                     for what the log of their writer still holds",
-                    whole.epoch,
-                    whole.generation,
-                    whole.writer.host,
-                    whole.epoch.next(),
-                    newest.epoch.max(whole.epoch.next()),
+                    "epoch {} of generation {}, published {time} by {}, is the newest whole one: {lost}, but for what the log \
+                     of its writer still holds",
+                    whole.epoch, whole.generation, whole.writer.host,
                 );
                 say(format_args!("{name}: {text}"));
                 losses.push(Loss { question: format!("{text}: go on from it?"), code: DAMAGED });
@@ -315,44 +312,46 @@ impl Recover {
         close(&volume, &mut signals, &name).await?;
         volume.core().noted.tell_incomplete(Waiting::Sync).with_context(|| name.clone())?;
         let epoch = volume.core().progress.borrow().epoch;
-        let published = match report.replayed.records {
-            0 => "nothing was left to upload".to_owned(),
-            records => format!("{records} writes ({}) were uploaded", show_size(report.replayed.bytes)),
+        let published = match report.replayed.tally {
+            none if none.records() == 0 => "nothing was left to upload".to_owned(),
+            tally => format!("uploaded {}", tally.describe(show_size)),
         };
         say(format_args!(
             "{name}: {published}: everything is in the bucket, as epoch {epoch}; the volume is closed"
         ));
         if let Some(snapshot) = &report.taken {
-            say(describe_taken(snapshot, &report.newest));
+            say(format_args!("{name}: {}", describe_taken(snapshot, &report.newest)));
         }
-        if report.given_up.records > 0 || report.given_up.uncounted.is_some() {
+        if report.given_up.tally.records() > 0 || report.given_up.uncounted.is_some() {
             say_left(&name, &report.left);
         }
         Ok(())
     }
 
+    /// What was found; of a log that is given up, that alone.
     fn say(&self, report: &OpenReport) {
-        let newest = &report.newest;
+        let (name, newest) = (self.target.name(), &report.newest);
         say(format_args!(
-            "{}: the newest epoch in the bucket is {} of generation {}, published {} by {}{}",
-            self.target.name(),
+            "{name}: the newest epoch in the bucket is {} of generation {}, published {} by {}{}",
             newest.epoch,
             newest.generation,
             format_time(newest.time_ms),
             newest.writer.host,
             if report.was_clean { ", which closed the volume" } else { ", which did not close the volume" },
         ));
-        if report.has_log || report.was_clean {
-            say(describe_replay(&report.replayed));
-        } else {
-            say(describe_lost_log(newest));
-        }
-        if report.given_up.records > 0 {
+        let given_up = &report.given_up;
+        if given_up.tally.records() > 0 {
+            let held = given_up.tally.describe(show_size);
+            say(format_args!("{name}: to be given up: {held} of a history that was overtaken"));
+        } else if let Some(why) = &given_up.uncounted {
             say(format_args!(
-                "{} writes ({}) of a history that was overtaken are given up",
-                report.given_up.records,
-                show_size(report.given_up.bytes)
+                "{name}: to be given up: the local log, of which it is not known what it holds alone ({why})"
             ));
+        } else if report.has_log || report.was_clean {
+            say(format_args!("{name}: {}", describe_replay(&report.replayed)));
+        }
+        if !report.has_log && !report.was_clean {
+            say(format_args!("{name}: {}", describe_lost_log(newest)));
         }
     }
 }

@@ -17,13 +17,15 @@ use crate::{
     volume::{
         bucket::Bucket,
         error::VolumeError,
+        pins::snapshot_name,
         remove::{Removable, Removed, clear, has_remains, look, remove},
     },
 };
 
 /// Remove a volume, with all its snapshots, from its bucket, and what this host keeps of it.
 ///
-/// Refused while the volume is open, and while clones depend on it. Also clears what is left of a volume that was being
+/// Refused while the volume is open, and while clones depend on it. Of a clone, the snapshot of its origin that it depended
+/// on stays; who removes it is told which. Also clears what is left of a volume that was being
 /// made or removed when that was interrupted; run again, it goes on.
 #[derive(Debug, Args)]
 pub(super) struct Remove {
@@ -48,6 +50,14 @@ impl Remove {
             tell(format_args!("{name}: {folder} stays: {why}; remove it by hand if you do not need it"));
         }
         say(format_args!("{name}: removed, with {} objects", removed.objects));
+        if let Some(origin) = &removed.origin {
+            let (origin, snapshot) =
+                (self.target.name_beside(origin), snapshot_name(self.target.volume(), 1));
+            tell(format_args!(
+                "{name}: it was a clone, and the snapshot of {origin} that it depended on stays: if it was made with this clone, \
+                 it is called {snapshot} (or {snapshot}-2, ...), and s3bd snapshot delete {origin}@{snapshot} removes it"
+            ));
+        }
         if outside.opened.old_versions().await == OldVersions::Kept {
             tell(format_args!(
                 "{name}: the bucket keeps old versions of what is removed, so its data is there until those are removed, too"
@@ -72,7 +82,7 @@ impl Remove {
         }
         let bucket = self.target.unlock_in(env, &self.secret).await?;
         let found = look(env, &bucket, self.takeover).await.with_context(|| name.to_owned())?;
-        let Removable { snapshots, unpublished } = found;
+        let Removable { snapshots, unpublished, .. } = found;
         let mut question = match snapshots {
             0 => "remove it for good?".to_owned(),
             many => format!("remove it, and its {many} snapshots, for good?"),

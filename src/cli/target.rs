@@ -120,6 +120,11 @@ impl Target {
         Self { location, ..self.clone() }
     }
 
+    /// How the user would write the name of another volume in the same bucket.
+    pub(super) fn name_beside(&self, volume: &str) -> String {
+        Location { volume: volume.to_owned(), snapshot: None, ..self.location.clone() }.to_string()
+    }
+
     /// An error where a snapshot is named: there is no server of its own for it.
     fn refuse_snapshot(&self) -> anyhow::Result<()> {
         if self.location.snapshot.is_some() {

@@ -14,7 +14,7 @@ use wal::Lsn;
 use super::{
     bucket::Bucket, collect::Shared, earlier::Rebased, env::Env, error::VolumeError, flatten, frames::Frames,
     log::Log, moves::Offers, payload::PayloadMemory, readahead::Streams, rollback::Asked, settings::Settings,
-    snapshots::Pending, state::State, status::Noted, waiters::Waiters,
+    snapshot_view::Viewed, snapshots::Pending, state::State, status::Noted, waiters::Waiters,
 };
 use crate::{
     format::ids::{Epoch, Generation},
@@ -56,6 +56,8 @@ pub struct Core {
     moving: Mutex<Vec<PageAt>>,
     /// Of a reader that goes on with newer epochs where its own was collected; held while it looks for one.
     pub(super) following: Option<tokio::sync::Mutex<()>>,
+    /// The snapshot that is read, where it is one.
+    pub(super) viewed: Option<Viewed>,
     rebased: Mutex<Option<Rebased>>,
     offers: Mutex<Offers>,
     collecting: Mutex<Shared>,
@@ -112,6 +114,7 @@ impl Core {
             streams: Mutex::default(),
             moving: Mutex::default(),
             following: None,
+            viewed: None,
             rebased: Mutex::default(),
             offers: Mutex::default(),
             collecting: Mutex::new(Shared::new(

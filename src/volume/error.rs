@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{replay::LogDamage, status::Incomplete};
+use super::{replay::LogDamage, status::Incomplete, tally::Tally};
 use crate::{
     format::{
         FormatError,
@@ -60,14 +60,14 @@ pub enum VolumeError {
     },
     /// The epoch that a lost line was built on is gone.
     #[error(
-        "the local log in {folder} holds {records} writes that are nowhere else, but the epoch they go on from is not in the \
+        "the local log in {folder} holds {held} found nowhere else, but the epoch they go on from is not in the \
          bucket any more, so they cannot become a volume: manifests that old were removed since, and no snapshot \
          (before-takeover-...) keeps it any more, or an older copy of the bucket was put back; s3bd recover --discard gives \
          them up"
     )]
     NoBase {
-        /// Writes in it, as far as they can be told from what the bucket has.
-        records: u64,
+        /// What is in it, as far as it can be told from what the bucket has.
+        held: Tally,
         /// Where the log is.
         folder: String,
     },
@@ -122,7 +122,7 @@ pub enum VolumeError {
         created: String,
     },
     /// No key slot opens.
-    #[error("wrong password or key file: none of the {slots} key slots of this volume opens with it")]
+    #[error("wrong password or key file: none of the {slots} key slots of its kind opens with it")]
     WrongSecret {
         /// Slots tried.
         slots: usize,
@@ -302,8 +302,8 @@ pub enum VolumeError {
     },
     /// The local log holds acknowledged writes that the winning line of manifests does not contain.
     #[error(
-        "the local log holds {records} records ({bytes} bytes) that were written under generation {generation} and \
-         never published, and {by}: they are kept in {folder}; {}s3bd recover --discard gives them up",
+        "the local log holds {held} written under generation {generation} and \
+         never published, and {by}: the log is kept in {folder}; {}s3bd recover --discard gives them up",
         if *has_base { "s3bd recover --rescue-to makes them a volume of its own, " } else {
             "the epoch they go on from is not in the bucket, so they cannot become a volume; "
         }
@@ -311,10 +311,8 @@ pub enum VolumeError {
     Diverged {
         /// Whether what they go on from is in the bucket.
         has_base: bool,
-        /// Records.
-        records: u64,
-        /// Their bytes.
-        bytes: u64,
+        /// What was never published.
+        held: Tally,
         /// Tenure.
         generation: Generation,
         /// Where the log is.

@@ -2,7 +2,7 @@
 //!
 //! A reader finds a place in the maps, and the object there is deleted before it is read, since the maps let go of it. In the
 //! volume's own process the state is newer by then, or another host has taken the volume, which ends the tenure. A read-only
-//! opener reads the newest manifest, and goes on with that.
+//! opener reads the newest manifest, and goes on with that. A snapshot has no newer state: it was deleted.
 
 use super::{
     bucket::Published,
@@ -40,10 +40,14 @@ impl Core {
     /// Something that the maps of `version` name is gone: whether there are newer ones now, so that it is worth looking again.
     ///
     /// # Errors
-    /// `Fenced` where another host has taken the volume, and what the store refuses.
+    /// `Fenced` where another host has taken the volume; `NoSnapshot` where what is read is a snapshot that was deleted; what
+    /// the store refuses.
     pub(super) async fn has_moved_on(&self, version: Version) -> Result<bool, VolumeError> {
         if self.version() != version {
             return Ok(true);
+        }
+        if let Some(viewed) = &self.viewed {
+            return viewed.check(&self.bucket).await.map(|()| false);
         }
         let Some(following) = &self.following else {
             return self.check_overtaken().await.map(|()| false);
@@ -66,7 +70,7 @@ impl Core {
     }
 
     /// Whoever took the volume from this writer may have collected what is gone: then the tenure is over, and nothing is damaged.
-    async fn check_overtaken(&self) -> Result<(), VolumeError> {
+    pub(super) async fn check_overtaken(&self) -> Result<(), VolumeError> {
         if self.log.is_none() {
             return Ok(());
         }

@@ -66,6 +66,7 @@ pub mod status;
 pub mod strays;
 mod survey;
 mod takeover;
+pub mod tally;
 mod task;
 mod upload;
 pub mod usage;

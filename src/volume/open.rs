@@ -28,6 +28,7 @@ use super::{
     publish::{Publisher, Start},
     replay::{Replay, Replayed, find_damage, reaches_back},
     settings::Settings,
+    snapshot_view::Viewed,
     snapshots::SnapshotTable,
     state::State,
     survey::{Survey, begin_log, load_base, note_tenure, plan_log, survey, survey_and_claim},
@@ -309,12 +310,14 @@ pub(super) async fn read_only_at(
 /// A snapshot of an open volume, for reading: through the same memory and the same cache.
 ///
 /// # Errors
-/// Damage to its manifest or an index, and what the store refuses.
-pub async fn open_snapshot(core: &Core, snapshot: &Snapshot) -> Result<Volume, VolumeError> {
-    let (env, bucket, settings) = (core.env.clone(), core.bucket.clone(), core.settings.clone());
-    let pinned = pinned_manifest(&bucket, snapshot).await?;
-    let delta = load_delta(&bucket, &pinned.manifest).await?;
-    let core = core_at(env, bucket, settings, &pinned, delta, Arc::clone(&core.frames));
+/// `Fenced` and `NoSnapshot` where what it needs is gone because another host has the volume by now, or the snapshot was
+/// deleted; damage to its manifest or an index, and what the store refuses.
+pub async fn open_snapshot(source: &Arc<Core>, snapshot: &Snapshot) -> Result<Volume, VolumeError> {
+    let (env, bucket, settings) = (source.env.clone(), source.bucket.clone(), source.settings.clone());
+    let viewed = Viewed { snapshot: snapshot.clone(), source: Some(Arc::clone(source)) };
+    let (pinned, delta) = viewed.load(&bucket).await?;
+    let mut core = core_at(env, bucket, settings, &pinned, delta, Arc::clone(&source.frames));
+    core.viewed = Some(viewed);
     Ok(Volume::new(Arc::new(core), None, watch::channel(false).0, None))
 }
 
@@ -329,8 +332,20 @@ pub async fn open_snapshot_alone(
     name: &str,
 ) -> Result<Volume, VolumeError> {
     let local = env.local.open(bucket.header.volume).map_err(VolumeError::local("state directory"))?;
-    let pinned = manifest_of_snapshot(&bucket, name).await?;
-    read_only_at(env, bucket, settings, &pinned, local).await
+    let snapshot = find_snapshot(&bucket, name).await?;
+    let viewed = Viewed { snapshot, source: None };
+    let (pinned, delta) = viewed.load(&bucket).await?;
+    let cache = local.as_ref().map(|local| open_cache(&env, local, &settings));
+    let frames = Arc::new(Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, cache));
+    let mut core = core_at(env, bucket, settings, &pinned, delta, frames);
+    core.viewed = Some(viewed);
+    Ok(Volume::new(Arc::new(core), None, watch::channel(false).0, local))
+}
+
+async fn find_snapshot(bucket: &Bucket, name: &str) -> Result<Snapshot, VolumeError> {
+    let newest = bucket.newest_manifest().await?;
+    let table = SnapshotTable::load(bucket, &newest.manifest).await?;
+    table.get(name).cloned()
 }
 
 /// The manifest that the snapshot of this name pins.
@@ -338,9 +353,7 @@ pub async fn open_snapshot_alone(
 /// # Errors
 /// `NoSnapshot`, damage, and what the store refuses.
 pub async fn manifest_of_snapshot(bucket: &Bucket, name: &str) -> Result<Published, VolumeError> {
-    let newest = bucket.newest_manifest().await?;
-    let table = SnapshotTable::load(bucket, &newest.manifest).await?;
-    pinned_manifest(bucket, table.get(name)?).await
+    pinned_manifest(bucket, &find_snapshot(bucket, name).await?).await
 }
 
 /// The manifest that a snapshot pins.

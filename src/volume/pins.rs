@@ -68,7 +68,7 @@ async fn may_be(store: &dyn Store, name: &str, volume: VolumeId) -> Result<bool,
 
 /// A name for the snapshot that is taken for a clone called `clone`: the first of them, or one for the next tries.
 #[must_use]
-fn snapshot_name(clone: &str, number: u32) -> String {
+pub fn snapshot_name(clone: &str, number: u32) -> String {
     let plain = |c: char| if c.is_control() || matches!(c, '/' | '@') { '-' } else { c };
     let mut name = format!("clone-{}", clone.chars().map(plain).collect::<String>());
     let suffix = if number == 1 { String::new() } else { format!("-{number}") };

@@ -331,7 +331,7 @@ impl Publisher {
         *self.closing.borrow()
             || state.active.data_bytes() >= self.core.settings.object_bytes
             || wanted > state.frozen.back().map_or(Lsn(self.position.lsn), |cut| cut.lsn)
-            || since.elapsed() >= self.core.settings.cut_age_max()
+            || since.elapsed() >= self.cut_age_max()
     }
 
     /// Whether cuts wait for their release. Closing does not: it would have no end.
@@ -345,7 +345,7 @@ impl Publisher {
         if state.frozen.len() >= CUTS_MAX || self.are_cuts_held() {
             return None;
         }
-        state.active_since.map(|since| since + self.core.settings.cut_age_max())
+        state.active_since.map(|since| since + self.cut_age_max())
     }
 
     /// Starts uploading the closed cuts that come next.

@@ -43,6 +43,8 @@ pub struct Removable {
     pub snapshots: usize,
     /// What the log of this host holds and no manifest does, in words; its folder stays then.
     pub unpublished: Option<String>,
+    /// Of a clone, the name of its origin in the same bucket.
+    pub origin: Option<String>,
 }
 
 /// What was removed.
@@ -52,6 +54,8 @@ pub struct Removed {
     pub objects: u64,
     /// This host's folder of the volume, and why it is still there.
     pub folder_left: Option<(String, String)>,
+    /// Of a clone, the name of its origin in the same bucket: the snapshot that the clone depended on is there still.
+    pub origin: Option<String>,
 }
 
 /// Whether the volume may be removed. Changes nothing.
@@ -66,17 +70,17 @@ pub async fn look(env: &Env, bucket: &Bucket, takeover: bool) -> Result<Removabl
     let unpublished = match inspect(env, bucket, agreed, &Repair::default()).await {
         Ok(report) => {
             let held = [&report.replayed, &report.given_up];
-            let (records, bytes) =
-                held.iter().fold((0, 0), |sum, held| (sum.0 + held.records, sum.1 + held.bytes));
+            let tally = report.replayed.tally + report.given_up.tally;
             let unknown = held.iter().find_map(|held| held.uncounted.clone());
-            let counted = (records > 0).then(|| format!("its log holds {records} writes ({bytes} bytes)"));
+            let counted = (tally.records() > 0).then(|| format!("its log holds {tally}"));
             counted.or(unknown)
         }
         Err(error) if error.kind() == Kind::Corrupt && !error.is_of_line() => Some(error.to_string()),
         Err(error) => return Err(error),
     };
     let snapshots = check_clones(bucket, &newest).await?;
-    Ok(Removable { snapshots, unpublished })
+    let origin = newest.manifest.owners.first().map(|owner| owner.name.clone());
+    Ok(Removable { snapshots, unpublished, origin })
 }
 
 /// Whether the newest tenure is that of a removal that did not end.
@@ -113,7 +117,7 @@ pub async fn remove(
     takeover: bool,
     advance: impl Fn(u64),
 ) -> Result<Removed, VolumeError> {
-    let Removable { unpublished, .. } = look(env, bucket, takeover).await?;
+    let Removable { unpublished, origin, .. } = look(env, bucket, takeover).await?;
     let header = get_whole(&*bucket.store, names::HEADER).await?.ok_or(VolumeError::NoVolume)?;
     bucket.store.put(names::HEADER_UNFINISHED, &[header], PutMode::Replace).await?;
     let tenure = claim(env, bucket).await?;
@@ -131,7 +135,7 @@ pub async fn remove(
         None => remove_folder(env, volume)?,
     };
     let objects = clear_bucket(&*bucket.store, advance).await?;
-    Ok(Removed { objects, folder_left })
+    Ok(Removed { objects, folder_left, origin })
 }
 
 async fn claim(env: &Env, bucket: &Bucket) -> Result<Tenure, VolumeError> {
@@ -162,7 +166,7 @@ pub async fn clear(env: &Env, advance: impl Fn(u64)) -> Result<Removed, VolumeEr
         None => None,
     };
     let objects = clear_bucket(store, advance).await?;
-    Ok(Removed { objects, folder_left })
+    Ok(Removed { objects, folder_left, origin: None })
 }
 
 /// Whether anything is left under the names of a volume.

@@ -1,6 +1,6 @@
 //! What the log of this host holds above a manifest: counted, or laid onto a layer.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::Range, sync::Arc};
 
 use wal::Lsn;
 
@@ -13,16 +13,15 @@ use super::{
     payload::PayloadMemory,
     record::{self, LogRecord},
     resize::{SIZE_BYTES_MAX, check_size, zeros_between},
+    tally::Tally,
 };
 use crate::format::{ids::LogId, index::Run, manifest::Manifest};
 
 /// Writes, zeroes and changes of the size found in the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replayed {
-    /// Their number.
-    pub records: u64,
-    /// Bytes that they write or zero.
-    pub bytes: u64,
+    /// What they do, counted.
+    pub tally: Tally,
     /// When the first and the last were written, milliseconds since 1970.
     pub times_ms: Option<(u64, u64)>,
     /// The size that the last of them gave the volume, bytes; none where they left it as it was.
@@ -34,9 +33,8 @@ pub struct Replayed {
 }
 
 impl Replayed {
-    pub(super) fn add(&mut self, bytes: u64, time_ms: u64) {
-        self.records += 1;
-        self.bytes += bytes;
+    pub(super) fn add(&mut self, one: Tally, time_ms: u64) {
+        self.tally += one;
         let first = self.times_ms.map_or(time_ms, |times| times.0);
         self.times_ms = Some((first, time_ms));
     }
@@ -101,14 +99,14 @@ impl fmt::Display for LogDamage {
         let Self { fault, before, joins, beyond, blocks } = self;
         write!(f, "{fault}; ")?;
         if *joins {
-            write!(f, "before the damage {} writes ({} bytes) are whole", before.records, before.bytes)?;
+            write!(f, "whole before the damage: {}", before.tally)?;
         } else {
             write!(f, "nothing in it is sure to join on to the epoch below it")?;
         }
-        if beyond.records > 0 {
-            write!(f, "; beyond it {} can be read ({} bytes), of blocks ", beyond.records, beyond.bytes)?;
+        if beyond.tally.records() > 0 {
+            write!(f, "; readable beyond it: {}", beyond.tally)?;
             for (number, run) in blocks.iter().take(RANGES_MAX).enumerate() {
-                let comma = if number > 0 { ", " } else { "" };
+                let comma = if number > 0 { ", " } else { ", of blocks " };
                 write!(f, "{comma}{} to {}", run.block, run.block + (run.count - 1))?;
             }
             if blocks.len() > RANGES_MAX {
@@ -165,18 +163,18 @@ pub(super) fn find_damage(
     };
     let (mut before, mut beyond, mut blocks) = (Replayed::default(), Replayed::default(), Vec::new());
     let block_bytes = u64::from(bucket.block_bytes());
-    let mut add_beyond = |(offset, bytes, time): (u64, u64, u64)| {
-        beyond.add(bytes, time);
-        if bytes == 0 {
+    let mut add_beyond = |Touched { range, tally, time_ms }: Touched| {
+        beyond.add(tally, time_ms);
+        if range.is_empty() {
             return;
         }
-        let first = offset / block_bytes;
-        blocks.push(Run { block: first, count: (offset + bytes).div_ceil(block_bytes) - first });
+        let first = range.start / block_bytes;
+        blocks.push(Run { block: first, count: range.end.div_ceil(block_bytes) - first });
     };
     let mut unusable = None;
     for record in scan.records(floor) {
         match read(&record.map_err(VolumeError::local("write-ahead log"))?) {
-            Ok(Some((_, bytes, time))) if joins && unusable.is_none() => before.add(bytes, time),
+            Ok(Some(touched)) if joins && unusable.is_none() => before.add(touched.tally, touched.time_ms),
             Ok(Some(touched)) => add_beyond(touched),
             Ok(None) => {}
             Err(VolumeError::LogRecord { lsn, kind, detail }) if joins => {
@@ -194,12 +192,25 @@ pub(super) fn find_damage(
     Ok(Some(LogDamage { fault, before, joins, beyond, blocks: Run::join(blocks) }))
 }
 
-/// The range that a record writes or zeros, first byte and length, and when it was written.
-fn touched(record: LogRecord) -> Option<(u64, u64, u64)> {
+/// What a record changes.
+struct Touched {
+    /// What it writes or zeros, bytes.
+    range: Range<u64>,
+    tally: Tally,
+    /// When it was written.
+    time_ms: u64,
+}
+
+fn touched(record: LogRecord) -> Option<Touched> {
     match record {
-        LogRecord::Write { offset, time_ms, data } => Some((offset, data.len() as u64, time_ms)),
-        LogRecord::Zero { offset, time_ms, length } => Some((offset, length, time_ms)),
-        LogRecord::Resize { time_ms, .. } => Some((0, 0, time_ms)),
+        LogRecord::Write { offset, time_ms, data } => {
+            let bytes = data.len() as u64;
+            Some(Touched { range: offset..offset + bytes, tally: Tally::write(bytes), time_ms })
+        }
+        LogRecord::Zero { offset, time_ms, length } => {
+            Some(Touched { range: offset..offset + length, tally: Tally::ZERO, time_ms })
+        }
+        LogRecord::Resize { time_ms, .. } => Some(Touched { range: 0..0, tally: Tally::RESIZE, time_ms }),
         LogRecord::Published { .. } | LogRecord::Closed => None,
     }
 }
@@ -232,24 +243,26 @@ pub(super) fn count_above(
 fn count(bucket: &Bucket, scan: &wal::Scan, log: LogId, from: Option<Lsn>) -> Result<Replayed, VolumeError> {
     let opener = Opener::new(Arc::clone(&bucket.keys), log);
     let mut published = from.unwrap_or(Lsn(0));
-    let mut above: Vec<(Lsn, u64, u64, Option<u64>)> = Vec::new();
+    let mut above: Vec<(Lsn, Tally, u64, Option<u64>)> = Vec::new();
     for found in scan.records(published) {
         let found = found.map_err(VolumeError::local("write-ahead log"))?;
         let lsn = found.lsn;
         match record::decode(lsn, found.kind, opener.open(&found)?, SIZE_BYTES_MAX)? {
             LogRecord::Write { data, time_ms, .. } => {
-                above.push((lsn, data.len() as u64, time_ms, None));
+                above.push((lsn, Tally::write(data.len() as u64), time_ms, None));
             }
-            LogRecord::Zero { length, time_ms, .. } => above.push((lsn, length, time_ms, None)),
-            LogRecord::Resize { size_bytes, time_ms } => above.push((lsn, 0, time_ms, Some(size_bytes))),
+            LogRecord::Zero { time_ms, .. } => above.push((lsn, Tally::ZERO, time_ms, None)),
+            LogRecord::Resize { size_bytes, time_ms } => {
+                above.push((lsn, Tally::RESIZE, time_ms, Some(size_bytes)));
+            }
             // Where the line itself says it, that counts: the log may have published into a line that is no more.
             LogRecord::Published { lsn, .. } if from.is_none() => published = published.max(lsn),
             LogRecord::Published { .. } | LogRecord::Closed => {}
         }
     }
     let mut counted = Replayed::default();
-    for (_, bytes, time_ms, size_bytes) in above.into_iter().filter(|(lsn, ..)| *lsn >= published) {
-        counted.add(bytes, time_ms);
+    for (_, one, time_ms, size_bytes) in above.into_iter().filter(|(lsn, ..)| *lsn >= published) {
+        counted.add(one, time_ms);
         counted.size_bytes = size_bytes.or(counted.size_bytes);
     }
     Ok(counted)
@@ -290,14 +303,18 @@ impl<'a> Replay<'a> {
             match record::decode(found.lsn, found.kind, plain, self.size_bytes)? {
                 LogRecord::Write { offset, time_ms, data } => {
                     self.end = found.end;
-                    let end = offset + data.len() as u64;
+                    let bytes = data.len() as u64;
+                    self.found.add(Tally::write(bytes), time_ms);
                     let payload = self.payloads.payload(found.lsn, found.end, Some(data));
                     self.payloads.trim(found.end);
-                    self.lay(Piece { start: offset, end, content: Content::Data(payload, 0) }, time_ms);
+                    let content = Content::Data(payload, 0);
+                    self.layer.insert(Piece { start: offset, end: offset + bytes, content });
                 }
                 LogRecord::Zero { offset, time_ms, length } => {
                     self.end = found.end;
-                    self.lay(Piece { start: offset, end: offset + length, content: Content::Zero }, time_ms);
+                    self.found.add(Tally::ZERO, time_ms);
+                    let content = Content::Zero;
+                    self.layer.insert(Piece { start: offset, end: offset + length, content });
                 }
                 LogRecord::Resize { size_bytes, time_ms } => {
                     let detail = "a size that is no multiple of the block";
@@ -307,7 +324,7 @@ impl<'a> Replay<'a> {
                         detail,
                     })?;
                     self.end = found.end;
-                    self.found.add(0, time_ms);
+                    self.found.add(Tally::RESIZE, time_ms);
                     self.found.size_bytes = Some(size_bytes);
                     self.layer.insert(zeros_between(self.size_bytes, size_bytes));
                     self.size_bytes = size_bytes;
@@ -316,10 +333,5 @@ impl<'a> Replay<'a> {
             }
         }
         Ok(())
-    }
-
-    fn lay(&mut self, piece: Piece, time_ms: u64) {
-        self.found.add(piece.end - piece.start, time_ms);
-        self.layer.insert(piece);
     }
 }

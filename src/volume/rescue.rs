@@ -32,6 +32,7 @@ use super::{
     state::Source,
     survey::{Fenced, fenced_log},
     takeover,
+    tally::Tally,
 };
 use crate::{
     format::{ids::VolumeId, local::LogIdentity, names, slot::Argon2},
@@ -87,7 +88,7 @@ pub async fn rescue(
     let local = open_local(env, bucket)?;
     let Fenced { identity, base } = fenced_log(env, bucket, &local).await?;
     let damage = find_damage(bucket, &local, identity.log, &base.manifest)?.map(Box::new);
-    if let Some(damage) = damage.as_ref().filter(|damage| damage.before.records == 0) {
+    if let Some(damage) = damage.as_ref().filter(|damage| damage.before.tally.records() == 0) {
         return Err(VolumeError::LogUncounted { detail: format!("write-ahead log: {damage}") });
     }
     let kept_by = match bucket.newest_manifest().await {
@@ -117,21 +118,21 @@ pub async fn rescue(
         let before = target.core().state().size_bytes;
         match record::decode(found.lsn, found.kind, plain, before)? {
             LogRecord::Write { offset, time_ms, data } => {
-                replayed.add(data.len() as u64, time_ms);
+                replayed.add(Tally::write(data.len() as u64), time_ms);
                 target.core().write(offset, data).await?;
             }
             LogRecord::Zero { offset, time_ms, length } => {
-                replayed.add(length, time_ms);
+                replayed.add(Tally::ZERO, time_ms);
                 target.core().zero(offset, length).await?;
             }
             LogRecord::Resize { size_bytes, time_ms } => {
-                replayed.add(0, time_ms);
+                replayed.add(Tally::RESIZE, time_ms);
                 replayed.size_bytes = Some(size_bytes);
                 target.core().resize(before, size_bytes).await?;
             }
             LogRecord::Published { .. } | LogRecord::Closed => {}
         }
-        advance(copied_bytes + replayed.bytes);
+        advance(copied_bytes + replayed.tally.bytes);
     }
     target.close().await?;
     drop(target);

@@ -7,11 +7,71 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
-use super::{Volume, core::Core, device::info_of, open::open_snapshot};
+use super::{
+    Volume,
+    bucket::{Bucket, Published},
+    core::Core,
+    device::info_of,
+    error::VolumeError,
+    follow::is_gone,
+    open::{load_delta, open_snapshot, pinned_manifest},
+    snapshots::SnapshotTable,
+};
 use crate::{
     format::manifest::Snapshot,
+    map::delta::Delta,
     nbd::{Device, DeviceError, DeviceExtent, DeviceInfo},
 };
+
+/// A snapshot that is read, and why what it needs should be there.
+#[derive(Debug)]
+pub(super) struct Viewed {
+    pub(super) snapshot: Snapshot,
+    /// The open volume that it is read through; none where it was opened alone.
+    pub(super) source: Option<Arc<Core>>,
+}
+
+impl Viewed {
+    /// What the snapshot's maps begin with.
+    ///
+    /// # Errors
+    /// Those of [`Viewed::check`], damage, and what the store refuses.
+    pub(super) async fn load(&self, bucket: &Bucket) -> Result<(Published, Delta), VolumeError> {
+        let loaded = async {
+            let pinned = pinned_manifest(bucket, &self.snapshot).await?;
+            let delta = load_delta(bucket, &pinned.manifest).await?;
+            Ok((pinned, delta))
+        };
+        match loaded.await {
+            Err(error) if is_gone(&error) || matches!(error, VolumeError::NoManifest { .. }) => {
+                self.check(bucket).await?;
+                Err(error)
+            }
+            loaded => loaded,
+        }
+    }
+
+    /// Something that the snapshot needs is gone: whether it should be there, and so is damage.
+    ///
+    /// # Errors
+    /// `Fenced` where another host has taken the volume from the server that it is read through, and may have deleted it:
+    /// that ends the tenure. `NoSnapshot` where it was deleted. What the store refuses.
+    pub(super) async fn check(&self, bucket: &Bucket) -> Result<(), VolumeError> {
+        let Snapshot { id, name, .. } = &self.snapshot;
+        let is_there = match self.source.as_ref().filter(|source| source.log.is_some()) {
+            Some(writer) => {
+                writer.check_overtaken().await?;
+                writer.state().snapshots.iter().any(|snapshot| snapshot.id == *id)
+            }
+            None => {
+                let newest = bucket.newest_manifest().await?;
+                let table = SnapshotTable::load(bucket, &newest.manifest).await?;
+                table.iter().any(|snapshot| snapshot.id == *id)
+            }
+        };
+        is_there.then_some(()).ok_or_else(|| VolumeError::NoSnapshot { name: name.clone() })
+    }
+}
 
 /// The snapshot, opened or not yet.
 #[derive(Debug)]

@@ -161,11 +161,13 @@ pub(super) async fn plan_log(
         let scan = wal::scan(&*local.wal)?;
         let unreadable = scan.damage.map(|damage| damage.to_string());
         let torn = scan.torn.map(|torn| torn.why.to_string());
-        let (records, uncounted) = (scan.records, unreadable.or(torn));
-        if (records > 0 || uncounted.is_some()) && !agreed.discard {
+        let records = scan.records;
+        let unknown = (records > 0).then(|| format!("{records} records are whole, and cannot be read"));
+        let uncounted = unreadable.or(torn).or(unknown);
+        if uncounted.is_some() && !agreed.discard {
             return Err(VolumeError::LogUnknown { records, folder: folder() });
         }
-        return Ok(new_log(fresh(Vec::new()), Replayed { records, uncounted, ..Replayed::default() }));
+        return Ok(new_log(fresh(Vec::new()), Replayed { uncounted, ..Replayed::default() }));
     };
     // Of an older copy of the bucket, what comes next may be gone from the log: then the log continues another line.
     if is_of(&newest.manifest, &identity) && (!agreed.rollback || joins_on(local, newest)?) {
@@ -187,28 +189,31 @@ pub(super) async fn plan_log(
     let lost = match count(left_at) {
         // The log may have published more than a snapshot keeps; then its own word is the later one.
         Ok(lost) if is_kept_by_snapshot && untold.is_none() => match count(None) {
-            Ok(own) if own.records < lost.records => Ok(own),
+            Ok(own) if own.tally.records() < lost.tally.records() => Ok(own),
             _ => Ok(lost),
         },
         lost => lost,
     };
     let lost = match lost {
         Err(error) if agreed.discard => {
-            tracing::warn!(%error, "the log cannot be read, and is given up");
-            Replayed { uncounted: Some(error.to_string()), ..Replayed::default() }
+            // Without its advice, which is what is being followed.
+            let why = match error {
+                VolumeError::LogUncounted { detail } => detail,
+                other => other.to_string(),
+            };
+            Replayed { uncounted: Some(why), ..Replayed::default() }
         }
         lost => lost?,
     };
-    if lost.records > 0 && !agreed.discard {
+    if lost.tally.records() > 0 && !agreed.discard {
         let generation = identity.tenures.last().map_or(Generation(0), |tenure| tenure.0);
         let has_base = left.map_or(Ok(false), |left| joins_on(local, &left))?;
         return Err(VolumeError::Diverged {
             has_base,
-            records: lost.records,
-            bytes: lost.bytes,
+            held: lost.tally,
             generation,
             folder: folder(),
-            by: overtaker(&newest.manifest, &identity, &env.host),
+            by: overtaker(&newest.manifest, &identity, &env.host, is_behind_seen(bucket, local, newest)?),
         });
     }
     // Nothing was ever written under a log without tenures. Another one's are kept: claims of this host stay its own.
@@ -217,10 +222,10 @@ pub(super) async fn plan_log(
 }
 
 /// Who published what a log's line lost to, in words. The same host under the same log: then what is here is older than
-/// what that host went on with.
-fn overtaker(newest: &Manifest, identity: &LogIdentity, host: &str) -> String {
+/// what that host went on with. `is_older`: this host has seen later epochs than the bucket has.
+fn overtaker(newest: &Manifest, identity: &LogIdentity, host: &str, is_older: bool) -> String {
     let Writer { host: writer, .. } = &newest.writer;
-    if is_of(newest, identity) {
+    if is_older || is_of(newest, identity) {
         format!("the bucket, an older copy, only goes up to epoch {}", newest.epoch)
     } else if writer == host && newest.log.log == identity.log {
         format!(
@@ -325,9 +330,9 @@ pub(super) async fn fenced_log(env: &Env, bucket: &Bucket, local: &Local) -> Res
     let is_untold = fell_back || has_left || is_behind_seen(bucket, local, &newest)?;
     let from = base.as_ref().map(|base| Lsn(base.manifest.log.lsn)).or(is_untold.then_some(Lsn(0)));
     match (count_above(bucket, local, identity.log, from), base) {
-        (Ok(Replayed { records: 0, .. }), _) => Err(VolumeError::NothingFenced { folder }),
+        (Ok(held), _) if held.tally.records() == 0 => Err(VolumeError::NothingFenced { folder }),
         (Ok(_) | Err(VolumeError::LogUncounted { .. }), Some(base)) => Ok(Fenced { identity, base }),
-        (Ok(Replayed { records, .. }), None) => Err(VolumeError::NoBase { records, folder }),
+        (Ok(Replayed { tally: held, .. }), None) => Err(VolumeError::NoBase { held, folder }),
         (Err(error), _) => Err(error),
     }
 }

@@ -125,7 +125,7 @@ pub(crate) fn what_a_fenced_host_held_becomes_a_volume_of_its_own(kind: Kind) {
     second.close();
     let (bucket, state) = (fixture.contents(), files_below(&host.state()));
     let said = host.run("recover", &[&volume, "--rescue-to", &new]).done();
-    assert!(said.stdout.contains("2 writes (2.0 MiB)"), "{said:?}");
+    assert!(said.stdout.contains("1 write (1.0 MiB), 1 trim or zeroing of the local log"), "{said:?}");
     let unchanged = |(name, bytes): (&String, &bytes::Bytes)| fixture.contents().get(name) == Some(bytes);
     assert!(bucket.iter().all(unchanged), "the old volume was changed");
     assert!(state.iter().all(|(name, bytes)| files_below(&host.state()).get(name) == Some(bytes)));
@@ -138,7 +138,7 @@ pub(crate) fn what_a_fenced_host_held_becomes_a_volume_of_its_own(kind: Kind) {
     server.close();
     let checked = other.run("fsck", &[&new, "--read-data"]);
     assert_eq!(checked.code, Some(0), "{checked:?}");
-    asked(&host.run("recover", &[&volume, "--discard"]), 8, "give up 2 writes");
+    asked(&host.run("recover", &[&volume, "--discard"]), 8, "give up 1 write (1.0 MiB), 1 trim");
     host.run("recover", &[&volume, "--discard", "--yes"]).done();
     let server = host.open(&volume, &[]);
     qemu_io(&server.uri, &["read -P 0x61 0 3M", "read -P 0x63 3M 1M"]);
@@ -168,4 +168,128 @@ pub(crate) fn a_fenced_server_answers_every_request_with_an_error(kind: Kind) {
     assert!(first.stderr().contains("took this volume over"), "{}", first.stderr());
     second.close();
     first.kill();
+}
+
+/// A page of the map is damaged, and so is what it could be made from once more: `--fall-back` goes to where both are whole.
+pub(crate) fn recover_fall_back_goes_behind_a_page_that_cannot_be_mended(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    host.init(&volume, "64M");
+    let server = host.open(&volume, &[]);
+    // What checkpoints find to write pages of: gc makes one at once.
+    for write in ["write -P 0x51 0 4M", "write -P 0x52 4M 4M"] {
+        qemu_io(&server.uri, &[write, "flush"]);
+        host.run("gc", &[&volume]).done();
+    }
+    let before = files(&volume, "objects").len();
+    qemu_io(&server.uri, &["write -P 0x53 8M 4M", "write -P 0x54 0 1M", "flush"]);
+    host.run("gc", &[&volume]).done();
+    server.close();
+    let newer = files(&volume, "objects").split_off(before);
+    let [data, pages] = &newer[..] else { panic!("{newer:?}") };
+    std::fs::remove_file(data).expect("a file");
+    let mut bytes = std::fs::read(pages).expect("a file");
+    // The first frame begins after the header of 64 bytes.
+    bytes[70] ^= 1;
+    std::fs::write(pages, bytes).expect("a file");
+    let (data, bucket) =
+        (format!("objects/{}", data.file_name().expect("a name").display()), fixture.contents());
+
+    // Its cache is gone with the host. What needs no page can be done: the volume opens.
+    let other = Host::new(&fixture);
+    let checked = other.run("fsck", &[&volume]);
+    assert!(checked.code == Some(4) && checked.stdout.contains("a page of the block map"), "{checked:?}");
+    // The epoch before was not closed, and its log is not here.
+    let flags = [&*volume, "--fall-back", "--takeover"];
+    let said = other.run("recover", &[&flags[..], &["--dry-run"]].concat()).done();
+    for text in [
+        "is not whole: objects/",
+        &*format!("{data}: a manifest lists it, and it is missing"),
+        "is the newest whole one: epochs ",
+        " are lost, but for what the log of its writer still holds",
+        "nothing was changed",
+    ] {
+        assert!(said.stdout.contains(text), "no {text:?}: {said:?}");
+    }
+    asked(&other.run("recover", &flags), 7, "go on from it?");
+    assert!(fixture.contents() == bucket, "a question changed the bucket");
+    other.run("recover", &[&flags[..], &["--yes"]].concat()).done();
+    // What came after that epoch is lost, and nothing else.
+    let server = other.open(&volume, &[]);
+    qemu_io(
+        &server.uri,
+        &["read -P 0x51 0 4M", "read -P 0x52 4M 4M", "read -P 0 8M 4M", "write -P 0x55 8M 1M"],
+    );
+    server.close();
+    let checked = other.run("fsck", &[&volume, "--read-data"]);
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+}
+
+/// Without a manifest and without a whole cut there is nothing to go on from: why, and nothing is changed.
+pub(crate) fn recover_scan_says_what_is_missing(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    host.init(&volume, "64M");
+    let server = host.open(&volume, &[]);
+    qemu_io(&server.uri, &["write -P 0x51 0 4M"]);
+    server.close();
+    let objects = files(&volume, "objects");
+    for file in files(&volume, "manifests").into_iter().chain(objects) {
+        std::fs::remove_file(file).expect("a file");
+    }
+    let bucket = fixture.contents();
+    let texts = ["no usable manifest", "no object belongs to a whole cut of the last writer's line"];
+    let refused = host.run("recover", &[&volume, "--scan", "--accept-rollback", "--yes"]);
+    refused.failed(7, &texts);
+    assert!(fixture.contents() == bucket, "a refusal changed the bucket");
+}
+
+/// Of a log that is damaged in the middle, what is before the damage becomes a volume, and the rest is named.
+pub(crate) fn of_a_fenced_log_with_damage_the_certain_part_becomes_a_volume(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    let new = fixture.location("rescued");
+    host.init(&volume, "64M");
+    let first = host.open(&volume, &["--commit-interval", "1h"]);
+    for byte in 1..5 {
+        qemu_io(&first.uri, &[&*format!("write -P {byte} {}M 1M", byte - 1), "flush"]);
+    }
+    let other = Host::new(&fixture);
+    let second = other.open(&volume, &["--takeover"]);
+    qemu_io(&second.uri, &["write -P 9 8M 1M"]);
+    first.signal("TERM");
+    assert_eq!(first.end().code, Some(8));
+    second.close();
+    let log = files_below(&host.state()).into_keys().find(|path| path.ends_with(".wal")).expect("a segment");
+    let mut bytes = std::fs::read(&log).expect("a file");
+    // In the third record of a megabyte.
+    bytes[5 << 19] ^= 1;
+    std::fs::write(&log, bytes).expect("a file");
+
+    host.fail_to_open(&volume, &[])
+        .failed(7, &["log damaged at", "recover --rescue-to", "recover --discard"]);
+    let bucket = fixture.contents();
+    let said = host.run("recover", &[&volume, "--rescue-to", &new]);
+    assert_eq!(said.code, Some(7), "{said:?}");
+    assert!(said.stdout.contains("and 2 writes (2.0 MiB) of the local log"), "{said:?}");
+    for text in [
+        "whole before the damage: 2 writes (2097152 bytes)",
+        "readable beyond it: 1 write (1048576 bytes), of blocks 768 to 1023",
+        "which blocks the lost ones wrote cannot be known",
+        "rescued ends before the damage",
+    ] {
+        assert!(said.stderr.contains(text), "no {text:?}: {said:?}");
+    }
+    let unchanged = |(name, bytes): (&String, &bytes::Bytes)| fixture.contents().get(name) == Some(bytes);
+    assert!(bucket.iter().all(unchanged), "the old volume was changed");
+    let server = other.open(&new, &[]);
+    qemu_io(&server.uri, &["read -P 1 0 1M", "read -P 2 1M 1M", "read -P 0 2M 62M"]);
+    server.close();
+    let said = host.run("recover", &[&volume, "--discard", "--dry-run"]).done();
+    assert!(
+        said.stdout.contains("to be given up: the local log") && !said.stdout.contains("held nothing"),
+        "{said:?}"
+    );
+    asked(&host.run("recover", &[&volume, "--discard"]), 8, "give up the local log");
+    host.run("recover", &[&volume, "--discard", "--yes"]).done();
+    let server = host.open(&volume, &[]);
+    qemu_io(&server.uri, &["read -P 0 0 8M", "read -P 9 8M 1M"]);
+    server.close();
 }

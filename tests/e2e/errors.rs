@@ -3,9 +3,17 @@
 use super::stage;
 use crate::support::{
     fixture::{Kind, files_below},
-    host::Host,
+    host::{Ended, Host},
     run::{qemu_io, run},
 };
+
+/// Runs `open`, on a port that nobody else has, or `recover`: what both refuse in the same way.
+fn attempt(host: &Host, command: &str, arguments: &[&str]) -> Ended {
+    match command {
+        "open" => host.fail_to_open(arguments[0], &arguments[1..]),
+        _ => host.run(command, arguments),
+    }
+}
 
 pub(crate) fn a_wrong_or_missing_password_is_refused(kind: Kind) {
     let (fixture, host, volume) = stage(kind);
@@ -14,13 +22,14 @@ pub(crate) fn a_wrong_or_missing_password_is_refused(kind: Kind) {
     let wrong = Host::new(&fixture).with("S3BD_PASSWORD", "wrong");
     let without = Host::new(&fixture).without("S3BD_PASSWORD");
     for command in ["open", "recover"] {
-        wrong.run(command, &[&volume]).failed(4, &["wrong password"]);
-        without.run(command, &[&volume]).failed(4, &["--password-file", "S3BD_PASSWORD"]);
-        without.run(command, &[&volume, "--no-password"]).failed(4, &["password"]);
-        without.run(command, &[&volume, "--password-command", "exit 3"]).failed(4, &["password command"]);
-        without.run(command, &[&volume, "--password-command", "true"]).failed(4, &["empty"]);
-        without.run(command, &[&volume, "--password-file", "/dev/null"]).failed(4, &["empty"]);
-        without.run(command, &[&volume, "--password-file", "/missing"]).failed(1, &["/missing"]);
+        attempt(&wrong, command, &[&volume]).failed(4, &["wrong password"]);
+        attempt(&without, command, &[&volume]).failed(4, &["--password-file", "S3BD_PASSWORD"]);
+        attempt(&without, command, &[&volume, "--no-password"]).failed(4, &["password"]);
+        attempt(&without, command, &[&volume, "--password-command", "exit 3"])
+            .failed(4, &["password command"]);
+        attempt(&without, command, &[&volume, "--password-command", "true"]).failed(4, &["empty"]);
+        attempt(&without, command, &[&volume, "--password-file", "/dev/null"]).failed(4, &["empty"]);
+        attempt(&without, command, &[&volume, "--password-file", "/missing"]).failed(1, &["/missing"]);
     }
     without.run("init", &[&fixture.location("new"), "--size", "1G"]).failed(4, &["--no-password"]);
     assert!(fixture.contents() == bucket, "a refused command changed the bucket");
@@ -45,14 +54,14 @@ pub(crate) fn a_volume_without_a_password_says_so(kind: Kind) {
 pub(crate) fn what_is_not_there_is_named(kind: Kind) {
     let (fixture, host, volume) = stage(kind);
     for command in ["open", "recover"] {
-        host.run(command, &[&volume]).failed(3, &["disk", "no volume here", "s3bd init"]);
+        attempt(&host, command, &[&volume]).failed(3, &["disk", "no volume here", "s3bd init"]);
     }
     let elsewhere = match kind {
         Kind::Directory => format!("file:{}/missing/disk", host.folder().display()),
         _ => "no-such-bucket/disk".to_owned(),
     };
     for command in ["open", "recover"] {
-        host.run(command, &[&elsewhere]).failed(3, &["disk"]);
+        attempt(&host, command, &[&elsewhere]).failed(3, &["disk"]);
     }
     host.run("init", &[&elsewhere, "--size", "1G"]).failed(3, &["disk"]);
     assert!(fixture.contents().is_empty(), "a refused command changed the bucket");
@@ -165,12 +174,10 @@ pub(crate) fn a_volume_in_use_is_refused_here_and_elsewhere(kind: Kind) {
     let (bucket, state) = (fixture.contents(), files_below(&host.state()));
     let folder = host.state().display().to_string();
     for command in ["open", "recover"] {
-        let arguments = [&volume[..], "--port", "0"];
-        let arguments = if command == "open" { &arguments[..] } else { &arguments[..1] };
-        host.run(command, arguments).failed(5, &["another process on this host", &folder]);
+        attempt(&host, command, &[&volume]).failed(5, &["another process on this host", &folder]);
         let other = Host::new(&fixture);
         let name = run("uname", &["-n"]);
-        other.run(command, arguments).failed(5, &[name.trim(), "--takeover"]);
+        attempt(&other, command, &[&volume]).failed(5, &[name.trim(), "--takeover"]);
     }
     assert!(fixture.contents() == bucket, "a refused command changed the bucket");
     assert!(files_below(&host.state()) == state, "a refused command changed the state directory");

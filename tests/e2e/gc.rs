@@ -1,11 +1,17 @@
 //! What `gc` gives back, told by the bytes in the store.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::time::Instant;
 
 use super::stage;
 use crate::support::{
     fixture::{Fixture, Kind},
-    host::{Host, PASSWORD, Server},
+    host::{HANG, Host, PASSWORD, Server},
     random::Seeded,
     run::{qemu_io, run},
 };
@@ -115,7 +121,9 @@ pub(crate) fn gc_lets_go_of_clones_that_are_gone(kind: Kind) {
     for clone in [&gone, &stays] {
         host.run("clone", &[&volume, clone, "--same-secret"]).done();
     }
-    host.run("remove", &[&gone, "--yes"]).done();
+    let removed = host.run("remove", &[&gone, "--yes"]).done();
+    let way_on = format!("s3bd snapshot delete {volume}@clone-gone");
+    assert!(removed.stderr.contains(&way_on), "no {way_on:?} in {removed:?}");
     let collected = json(&host.run("gc", &[&volume, "--json"]).done().stdout);
     assert_eq!(collected["released_clones"], serde_json::json!(["gone"]), "{collected}");
     let listed = host.run("snapshot", &["list", &volume]).done().stdout;
@@ -127,4 +135,74 @@ pub(crate) fn gc_lets_go_of_clones_that_are_gone(kind: Kind) {
     for clone in ["gone", "stays"] {
         host.run("snapshot", &["delete", &format!("{volume}@clone-{clone}"), "--yes"]).done();
     }
+}
+
+/// Names below `objects/`.
+fn objects(fixture: &Fixture) -> BTreeSet<String> {
+    fixture.contents().into_keys().filter(|name| name.contains("/objects/")).collect()
+}
+
+/// On a directory, whose files can be given any age.
+pub(crate) fn gc_removes_a_stray_that_is_a_day_old_and_nothing_else(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    let folder = PathBuf::from(volume.strip_prefix("file:").expect("a directory"));
+    host.init(&volume, "64M");
+    let server = host.open(&volume, &["--commit-interval", "1h"]);
+    qemu_io(&server.uri, &["write -P 0x61 0 1M"]);
+    host.run("sync", &[&volume]).done();
+    // The name of the next manifest is taken: its cut uploads, and is not published.
+    let manifests = std::fs::read_dir(folder.join("manifests")).expect("a folder");
+    let newest = manifests.map(|entry| entry.expect("an entry").file_name()).max().expect("a manifest");
+    let newest = newest.into_string().expect("text");
+    let (generation, epoch) = newest.split_once('-').expect("a generation and an epoch");
+    let next = u64::from_str_radix(epoch, 16).expect("a number") + 1;
+    let taken = folder.join(format!("manifests/{generation}-{next:016x}"));
+    std::fs::create_dir(&taken).expect("a folder");
+    let before = objects(&fixture);
+    qemu_io(&server.uri, &["write -P 0x62 1M 1M", "flush"]);
+    let mut syncing =
+        host.command("sync", &[&volume]).stdout(std::process::Stdio::null()).spawn().expect("setpriv");
+    let since = Instant::now();
+    let stray = loop {
+        if let Some(stray) = objects(&fixture).difference(&before).next() {
+            break stray.clone();
+        }
+        assert!(since.elapsed() < HANG, "nothing is uploaded");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    server.kill();
+    syncing.wait().expect("its end");
+    std::fs::remove_dir(&taken).expect("a folder");
+
+    // The next tenure uploads the same once more, under another name.
+    host.open(&volume, &[]).close();
+    host.run("gc", &[&volume]).done();
+    let strays =
+        |host: &Host| json(&host.run("gc", &[&volume, "--dry-run", "--strays", "--json"]).done().stdout);
+    let collect = |host: &Host| json(&host.run("gc", &[&volume, "--strays", "--json"]).done().stdout);
+    let with_age = |hours: u64| {
+        for name in objects(&fixture) {
+            let file = folder.parent().expect("the bucket").join(name);
+            run("touch", &["-d", &format!("{hours} hours ago"), &*file.to_string_lossy()]);
+        }
+    };
+    for hours in [0, 23] {
+        with_age(hours);
+        assert_eq!(strays(&host)["stray_objects"], 0);
+        assert_eq!(collect(&host)["stray_objects"], 0);
+        assert!(objects(&fixture).contains(&stray), "removed after {hours} hours");
+    }
+    with_age(25);
+    let bytes = fixture.contents()[&stray].len();
+    let found = strays(&host);
+    assert_eq!((&found["stray_objects"], &found["stray_bytes"]), (&1.into(), &bytes.into()), "{found}");
+    let before = objects(&fixture);
+    let done = collect(&host);
+    assert_eq!((&done["stray_objects"], &done["stray_bytes"]), (&1.into(), &bytes.into()), "{done}");
+    let (after, gone) = (objects(&fixture), BTreeSet::from([stray]));
+    assert_eq!(before.difference(&after).cloned().collect::<BTreeSet<_>>(), gone);
+    let server = host.open(&volume, &[]);
+    qemu_io(&server.uri, &["read -P 0x61 0 1M", "read -P 0x62 1M 1M"]);
+    server.close();
+    host.run("fsck", &[&volume, "--read-data"]).done();
 }

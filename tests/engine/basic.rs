@@ -14,6 +14,7 @@ use s3bd::{
         open::Agreed,
         seen::older_than_seen,
         settings::{Durability, Settings},
+        tally::Tally,
     },
 };
 
@@ -58,7 +59,7 @@ async fn what_is_written_is_read_before_and_after_publishing_and_reopening() {
     for (seed, disks) in [(8, disks), (9, Disks::new())] {
         let (volume, report) = reopen(&store, &disks, seed).await.unwrap();
         assert!(report.was_clean);
-        assert_eq!(report.replayed.records, 0);
+        assert_eq!(report.replayed.tally.records(), 0);
         assert_eq!(read(&volume, 1000, 200_000).await, expected);
         assert_eq!(read(&volume, SIZE - 12, 12).await, b"\0\0end of vol");
         volume.close().await.unwrap();
@@ -77,7 +78,7 @@ async fn flushed_writes_survive_a_power_cut() {
     let disks = disks.crash(3);
     let (volume, report) = reopen(&store, &disks, 8).await.unwrap();
     assert!(!report.was_clean);
-    assert_eq!(report.replayed.records, 1);
+    assert_eq!(report.replayed.tally.records(), 1);
     assert_eq!(read(&volume, 0, 7).await, b"flushed");
     volume.close().await.unwrap();
 }
@@ -101,11 +102,11 @@ async fn another_host_is_told_who_has_the_volume_and_a_takeover_fences_the_first
     assert_eq!(read(&second, 0, 9).await, b"published");
     second.close().await.unwrap();
     let diverged = reopen(&store, &here, 10).await.unwrap_err();
-    assert!(matches!(diverged, VolumeError::Diverged { records: 1, .. }), "{diverged}");
+    assert!(matches!(diverged, VolumeError::Diverged { held: Tally { writes: 1, .. }, .. }), "{diverged}");
     let discard = Agreed { discard: true, ..Agreed::default() };
     let mine = env(std::sync::Arc::new(store.clone()), &here, 11, "here");
     let (again, report) = open_with(mine, small_settings(), discard).await.unwrap();
-    assert_eq!(report.given_up.records, 1);
+    assert_eq!(report.given_up.tally.records(), 1);
     assert_eq!(read(&again, 0, 9).await, b"published");
 }
 
@@ -136,7 +137,7 @@ async fn an_older_bucket_is_refused_until_the_user_agrees() {
     };
     // The log still has it, and nothing else has.
     let refused = opening(9, agreed).await.unwrap_err();
-    assert!(matches!(refused, VolumeError::Diverged { records: 1, .. }), "{refused}");
+    assert!(matches!(refused, VolumeError::Diverged { held: Tally { writes: 1, .. }, .. }), "{refused}");
     let (volume, _) = opening(10, Agreed { discard: true, ..agreed }).await.unwrap();
     assert_eq!(read(&volume, 0, 3).await, [0; 3], "as it was then");
 }
@@ -173,10 +174,10 @@ async fn with_an_older_bucket_a_log_that_was_trimmed_beyond_it_is_not_replayed_w
         assert!(matches!(refused, VolumeError::RolledBack { .. }), "{refused}");
         let rollback = Agreed { rollback: true, ..Agreed::default() };
         let refused = opening(9, rollback).await.unwrap_err();
-        let VolumeError::Diverged { records, .. } = refused else { panic!("{refused}") };
-        assert!(records > 0);
+        let VolumeError::Diverged { held, .. } = refused else { panic!("{refused}") };
+        assert!(held.writes > 0);
         let (volume, report) = opening(10, Agreed { discard: true, ..rollback }).await.unwrap();
-        assert_eq!(report.given_up.records, records);
+        assert_eq!(report.given_up.tally, held);
         assert_eq!(read(&volume, 0, 3).await, b"old");
         assert_eq!(read(&volume, 4096, 40960).await, [0; 40960]);
         write(&volume, 0, b"on").await;
@@ -200,7 +201,7 @@ async fn what_a_log_published_before_a_rollback_is_not_given_up_without_a_word()
     let host = |disks, seed, name| env(Arc::new(store.clone()), disks, seed, name);
     let rollback = Agreed { rollback: true, ..Agreed::default() };
     let (volume, report) = open_with(host(&disks, 8, "here"), small_settings(), rollback).await.unwrap();
-    assert_eq!((report.replayed.records, read(&volume, 0, 3).await), (1, b"new".to_vec()));
+    assert_eq!((report.replayed.tally.records(), read(&volume, 0, 3).await), (1, b"new".to_vec()));
     // It dies before it publishes what it replayed, and another host goes on.
     drop(volume);
     let takeover = Agreed { takeover: true, ..Agreed::default() };
@@ -210,7 +211,10 @@ async fn what_a_log_published_before_a_rollback_is_not_given_up_without_a_word()
     volume.close().await.unwrap();
     drop(volume);
     let refused = reopen(&store, &disks, 10).await.unwrap_err();
-    assert!(matches!(refused, VolumeError::Diverged { records: 1, bytes: 3, .. }), "{refused}");
+    assert!(
+        matches!(refused, VolumeError::Diverged { held: Tally { writes: 1, bytes: 3, .. }, .. }),
+        "{refused}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

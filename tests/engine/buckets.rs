@@ -252,7 +252,7 @@ async fn a_folder_whose_log_holds_more_stays() {
     drop(volume);
     let removed = yard.remove("disk", false).await.unwrap();
     let (_, why) = removed.folder_left.unwrap();
-    assert!(why.contains("1 writes (5000 bytes)"), "{why}");
+    assert!(why.contains("1 write (5000 bytes)"), "{why}");
     assert!(yard.left_of("disk").iter().all(|key| key.starts_with("disk/inner/")));
 }
 

@@ -10,6 +10,8 @@ mod cost;
 mod crash_points;
 mod damaged_log;
 mod ends;
+mod gone;
+mod history;
 mod host;
 mod keys;
 mod lag;

@@ -9,13 +9,14 @@ use s3bd::{
     volume::{
         error::VolumeError,
         open::{Agreed, OpenReport, Repair, inspect},
+        tally::Tally,
     },
 };
 
 use crate::{
     host::{BLOCK_BYTES, Disks, env, small_settings, unlock},
     oracle::{Oracle, Windows},
-    rig::{Rig, noise},
+    rig::{Rig, WHATEVER, noise},
 };
 use wal::disk::sim::Prng;
 
@@ -76,12 +77,39 @@ async fn what_a_dry_run_says_is_what_recover_finds_and_it_changes_nothing() {
         assert_eq!(operations(&rig.hosts[0]), before, "seed {seed}: the state directory changed");
         let found = recover(&mut rig).await.unwrap();
         assert_eq!(said.replayed, found.replayed, "seed {seed}");
-        assert!(said.has_log && !said.was_clean && said.replayed.records >= 5, "seed {seed}: {said:?}");
+        assert!(
+            said.has_log && !said.was_clean && said.replayed.tally.records() >= 5,
+            "seed {seed}: {said:?}"
+        );
         let (first, last) = said.replayed.times_ms.unwrap();
         assert!(first < last, "seed {seed}");
         let (volume, _) = rig.open(1, Agreed::default()).await.unwrap();
         oracle.survived_power_cut(&oracle.windows.clone().read(&volume).await).unwrap();
     }
+}
+
+/// A trim of the whole volume is one record, and not as much data as the volume is large.
+#[tokio::test(start_paused = true)]
+async fn a_replay_counts_what_was_written_and_trims_apart() {
+    let mut rig = Rig::new(1, SIZE, BLOCK_BYTES, small_settings()).await;
+    let (volume, _) = rig.open(0, Agreed::default()).await.unwrap();
+    volume.trim(0, SIZE, false).await.unwrap();
+    volume.write(0, Bytes::from_static(&[1; 1536]), false).await.unwrap();
+    volume.zero(4096, 8192, true, false).await.unwrap();
+    volume.write(8192, Bytes::from_static(&[2; 512]), false).await.unwrap();
+    volume.flush().await.unwrap();
+    drop(volume);
+    rig.hosts[0] = rig.hosts[0].crash(3);
+    let counted = Tally { writes: 2, bytes: 2048, zeroes: 2, resizes: 0 };
+    assert_eq!(inspect_on(&rig, 0, Agreed::default()).await.unwrap().replayed.tally, counted);
+    let (volume, report) = rig.open(0, Agreed::default()).await.unwrap();
+    assert_eq!(report.replayed.tally, counted);
+    drop(volume);
+    // What a fenced log holds is counted by another path.
+    let (other, _) = rig.open(1, WHATEVER).await.unwrap();
+    other.close().await.unwrap();
+    let refused = rig.open(0, Agreed::default()).await.unwrap_err();
+    assert!(refused.to_string().contains("holds 2 writes (2048 bytes), 2 trims or zeroings"), "{refused}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -134,6 +162,6 @@ async fn where_the_local_state_is_gone_the_report_says_how_much_was_not_publishe
     assert!(matches!(refused, VolumeError::InUse { .. }), "{refused}");
     let takeover = Agreed { takeover: true, ..Agreed::default() };
     let said = inspect_on(&rig, 1, takeover).await.unwrap();
-    assert!(!said.has_log && !said.was_clean && said.replayed.records == 0, "{said:?}");
+    assert!(!said.has_log && !said.was_clean && said.replayed.tally.records() == 0, "{said:?}");
     assert_eq!(said.newest.unpublished_bytes, 1536);
 }

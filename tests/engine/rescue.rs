@@ -15,11 +15,12 @@ use s3bd::{
         open::{Agreed, Repair},
         rescue::{Destination, Rescued, rescue},
         snapshots::{Change, SnapshotTable},
+        tally::Tally,
     },
 };
 
 use crate::{
-    bad_days::{History, SIZE, with_a_fenced_writer},
+    history::{History, SIZE, with_a_fenced_writer},
     host::{Disks, env, open_with, small_settings, unlock},
     rig::{WHATEVER, retrying},
 };
@@ -74,7 +75,7 @@ async fn what_a_fenced_host_held_becomes_a_volume_and_nothing_else_changes() {
         let (bucket, before) = (history.rig.memory.snapshot(), operations(&history.rig.hosts[0]));
         let mut new = Elsewhere::new();
         let rescued = new.rescue(&history).await.unwrap();
-        assert_eq!((rescued.replayed.records, rescued.replayed.bytes), (1, 9000));
+        assert_eq!((rescued.replayed.tally.writes, rescued.replayed.tally.bytes), (1, 9000));
         let mapped =
             history.images[4].chunks(512).filter(|block| block.iter().any(|byte| *byte != 0)).count();
         assert!(rescued.copied_bytes <= 512 * mapped as u64, "holes are no data");
@@ -123,10 +124,10 @@ async fn a_takeover_keeps_what_a_rescue_needs_for_as_long_as_its_snapshot_is_the
     let name = s3bd::format::names::manifest(pinned.generation, pinned.epoch);
     assert!(manifests.contains(&name), "a pinned manifest stays");
     let refused = history.rig.open(0, Agreed::default()).await.unwrap_err();
-    assert!(matches!(refused, VolumeError::Diverged { records: 1, .. }), "{refused}");
+    assert!(matches!(refused, VolumeError::Diverged { held: Tally { writes: 1, .. }, .. }), "{refused}");
     let mut new = Elsewhere::new();
     let rescued = new.rescue(&history).await.unwrap();
-    assert_eq!((rescued.replayed.records, rescued.base.link.epoch), (1, pinned.epoch));
+    assert_eq!((rescued.replayed.tally.records(), rescued.base.link.epoch), (1, pinned.epoch));
     assert_eq!(rescued.kept_by, names);
     assert!(new.content().await == wanted(&history));
 

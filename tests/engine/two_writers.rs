@@ -16,6 +16,7 @@ use s3bd::{
         error::VolumeError,
         open::{Agreed, OpenReport, Repair, open_repaired},
         settings::Settings,
+        tally::Tally,
     },
 };
 use wal::disk::sim::Prng;
@@ -318,10 +319,13 @@ async fn a_writer_that_slept_through_a_takeover_publishes_nothing_wherever_it_fe
                 assert!(again.is_ok(), "everything it had is in the winning line: {:?}", again.err());
             } else {
                 let refused = again.unwrap_err();
-                assert!(matches!(refused, VolumeError::Diverged { records: 1, bytes: 9, .. }), "{refused}");
+                assert!(
+                    matches!(refused, VolumeError::Diverged { held: Tally { writes: 1, bytes: 9, .. }, .. }),
+                    "{refused}"
+                );
                 let (again, report) = first.open(WHATEVER).await.unwrap();
                 assert_eq!(
-                    (report.given_up.records, again.read(0, 9).await.unwrap().concat()),
+                    (report.given_up.tally.records(), again.read(0, 9).await.unwrap().concat()),
                     (1, b"goes on..".to_vec())
                 );
             }
@@ -426,7 +430,9 @@ async fn a_writer_under_which_an_older_bucket_was_put_back_stops_and_keeps_its_l
     let rollback = Agreed { rollback: true, ..Agreed::default() };
     match host.open(rollback).await {
         Ok((volume, _)) => assert_eq!(volume.read(0, 10).await.unwrap().concat(), b"afterwards"),
-        Err(error) => assert!(matches!(error, VolumeError::Diverged { records: 1.., .. }), "{error}"),
+        Err(error) => {
+            assert!(matches!(error, VolumeError::Diverged { held: Tally { writes: 1.., .. }, .. }), "{error}")
+        }
     }
 }
 

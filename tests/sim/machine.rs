@@ -251,10 +251,10 @@ impl Machine {
         if promises.tenures[&from].host != self.number {
             promises.count("took over");
         }
-        if report.replayed.records > 0 {
+        if report.replayed.tally.records() > 0 {
             promises.count("replayed");
         }
-        if report.given_up.records > 0 {
+        if report.given_up.tally.records() > 0 {
             promises.count("discarded");
         }
         if agreed.rollback && found < self.forgotten {

@@ -101,7 +101,7 @@ pub async fn begin(env: Env, bucket: Bucket, settings: Settings, plan: &Plan) ->
         return Ok(volume);
     }
     // Closing publishes what the log holds, onto maps that another plan may mend: then it stays in the log.
-    if report.replayed.records == 0 {
+    if report.replayed.tally.records() == 0 {
         volume.close().await?;
     }
     Err(VolumeError::Invalid(

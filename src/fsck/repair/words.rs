@@ -50,7 +50,8 @@ impl Plan {
                     let mut lost = Blocks::default();
                     lost.add(*run);
                     lines.push(format!(
-                        "{}: no whole copy: {lost}, but for what newer objects bring, {LOST}",
+                        "{}: no whole copy: {lost}, but for what newer objects bring, {LOST}; s3bd recover --fall-back \
+                         --dry-run says what going back to a whole epoch loses instead",
                         page_text(page)
                     ));
                     continue;

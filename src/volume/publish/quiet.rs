@@ -1,7 +1,7 @@
 //! What the publisher does for the collector: tells it what was published, lets manifests go, and brings the maps up to date
 //! when nobody writes.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -11,6 +11,9 @@ use crate::{
     map::delta::NewObject,
     volume::{checkpoint::Checkpoint, collect::News, state::State},
 };
+
+/// Enough for writes to come together in a cut, and no wait to somebody at a terminal.
+const HURRIED_AGE_MAX: Duration = Duration::from_secs(1);
 
 impl Publisher {
     /// The oldest manifest that the next one keeps: of the newest sixteen, or of the newest two where that gives room back.
@@ -33,6 +36,13 @@ impl Publisher {
         let is_quiet = !cut.written && self.has_been_quiet();
         let collecting = self.core.collecting();
         collecting.pressed || (is_quiet && collecting.held_by_manifests)
+    }
+
+    /// How old a write becomes before its cut is closed: not much where somebody waits for the collector, which sees only
+    /// what is published.
+    pub(super) fn cut_age_max(&self) -> Duration {
+        let age = self.core.settings.cut_age_max();
+        if self.core.collecting().is_hurried() { age.min(HURRIED_AGE_MAX) } else { age }
     }
 
     pub(super) fn has_been_quiet(&self) -> bool {

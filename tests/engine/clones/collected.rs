@@ -1,6 +1,7 @@
 //! What the collectors of a family of volumes delete, against a count of everything that any of them may still read.
 
 use super::*;
+use crate::rig::for_seeds;
 use crate::{
     collect,
     watched::{References, Watched, objects},

@@ -14,6 +14,7 @@ use s3bd::{
 };
 
 use super::*;
+use crate::rig::tight_settings;
 
 async fn flatten(volume: &Volume) -> Result<u64, VolumeError> {
     Ok(volume.core().flatten(|_| ()).await?.copied_bytes)
