@@ -160,6 +160,11 @@ impl Shared {
         self.deleted.len() >= DELETED_MAX
     }
 
+    /// The lengths of deleted objects that the published table and its totals still have, bytes.
+    pub(super) fn unaccounted_bytes(&self) -> u64 {
+        self.deleted.values().sum()
+    }
+
     /// Whether somebody waits for the collector to be done.
     pub(super) fn is_hurried(&self) -> bool {
         !self.waiting.is_empty()

@@ -116,6 +116,8 @@ pub struct Publisher {
     log_full: bool,
     /// Since when nobody has written.
     quiet_since: Instant,
+    /// Since then, a checkpoint was made for the sake of deleted objects alone. There is no second one: it leaves dead pages, too.
+    has_accounted: bool,
     /// Collects garbage while there is a publisher.
     collector: Option<Task<()>>,
     closing: watch::Receiver<bool>,
@@ -176,6 +178,7 @@ impl Publisher {
             checkpoint_given_up: false,
             log_full: false,
             quiet_since: Instant::now(),
+            has_accounted: false,
             collector: None,
             kept,
             closing,
@@ -422,6 +425,7 @@ impl Publisher {
         }
         if cut.written {
             self.quiet_since = Instant::now();
+            self.has_accounted = false;
         }
         self.core.collect_wanted.notify_one();
         if let Some(moved) = cut.moved {

@@ -213,6 +213,35 @@ async fn collecting_by_hand_waits_for_no_commit_interval() {
     it.volume.close().await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_deleted_is_in_no_figure_any_more_and_is_not_deleted_again() {
+    let settings =
+        Settings { gc_grace: Duration::ZERO, gc_idle: Duration::from_secs(30), ..small_settings() };
+    let mut it = Collected::new(8, 4 << 20, 4096, settings).await;
+    for round in 0..3 {
+        for part in 0..4 {
+            let data = noise(&mut Prng::new(10 * round + part), 512 << 10);
+            it.volume.write(part << 19, data.into(), false).await.unwrap();
+        }
+        it.volume.sync().await.unwrap();
+    }
+    let figures = it.volume.core().collect().await.unwrap();
+    assert!(figures.deleted_bytes > it.objects().values().sum(), "{figures:?} {:?}", it.objects());
+    let stored = async |it: &Collected| {
+        let manifest = it.volume.core().bucket.newest_manifest().await.unwrap().manifest;
+        (manifest.totals.object_bytes, it.objects().values().sum::<u64>(), manifest.epoch)
+    };
+    let (said, found, epoch) = stored(&it).await;
+    assert!(said >= found && said - found < found / 8, "{said} said, {found} found");
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let (_, _, later) = stored(&it).await;
+    assert!(later.0 - epoch.0 < 4, "it falls silent: {epoch}, {later}");
+    it.volume.close().await.unwrap();
+    it.volume = it.rig.open(0, Agreed::default()).await.unwrap().0;
+    let again = it.volume.core().collect().await.unwrap().deleted_bytes;
+    assert!(again < found / 8, "{again}");
+}
+
 /// Overwrites, snapshots that come and go, compaction and tidying: until the store dies.
 async fn session(it: &mut Collected, oracle: &mut Oracle) -> Result<(), ()> {
     let mut prng = Prng::new(5);

@@ -105,13 +105,22 @@ impl Publisher {
         if !collecting.settled || !may_begin || *self.closing.borrow() || self.are_cuts_held() {
             return;
         }
-        let has_work = has_extents && self.checkpoint_after == 0;
+        let is_missed = !self.has_accounted && collecting.unaccounted_bytes() >= self.missed_bytes();
+        let has_work = (has_extents || is_missed) && self.checkpoint_after == 0;
         let nothing_left = is_quiet && !has_work && !collecting.held_by_manifests;
         collecting.answer(nothing_left);
         drop(collecting);
         if is_quiet && has_work {
+            self.has_accounted |= !has_extents;
             self.start_checkpoint();
         }
+    }
+
+    /// Deleted bytes that people would miss where the totals still have them: what is collected by hand next would count them
+    /// once more.
+    fn missed_bytes(&self) -> u64 {
+        let totals = &self.newest.manifest.totals;
+        totals.object_bytes.max(self.core.settings.object_bytes) / DELTA_SHARE
     }
 
     /// Whether a cut is wanted that nobody has written for: to move blocks, or to let manifests go.
