@@ -154,6 +154,15 @@ pub enum Finding {
         /// The manifest's name.
         manifest: String,
     },
+    /// Objects in which something is missing or damaged are kept for a snapshot.
+    SnapshotHit {
+        /// The snapshot's name.
+        snapshot: String,
+        /// How many.
+        objects: u64,
+        /// The first of them.
+        first: String,
+    },
     /// A snapshot is kept for a clone that is not there any more, depends on nothing any more, or was never finished.
     PinStale {
         /// The snapshot's name.
@@ -373,6 +382,7 @@ impl Finding {
             | Self::ManifestReplaced { .. }
             | Self::ManifestDescends { .. }
             | Self::SnapshotLost { .. }
+            | Self::SnapshotHit { .. }
             | Self::CutIncomplete { .. }
             | Self::ObjectMissing { .. }
             | Self::ObjectLength { .. }

@@ -72,6 +72,13 @@ impl Lost {
         self.pages.push((at, error));
     }
 
+    /// Objects of the volume `own` in which something is missing or damaged.
+    pub(super) fn damaged(&self, own: VolumeId) -> BTreeSet<(Generation, Sequence)> {
+        let objects = self.objects.iter().filter(|(_, broken)| broken.owner == own).map(|(name, _)| *name);
+        let pages = self.pages.iter().filter(|(at, _)| at.frame.object.owner == own);
+        objects.chain(pages.map(|(at, _)| holder(&at.frame))).collect()
+    }
+
     /// Objects of the volume `own` of which something is missing.
     pub(super) fn missing(&self, own: VolumeId) -> BTreeSet<(Generation, Sequence)> {
         let objects = self.objects.iter().filter(|(_, broken)| broken.found.is_none() && broken.owner == own);

@@ -20,7 +20,7 @@
 //! Whatever is wrong with the volume is a [`Finding`]; an `Err` is a store that cannot be asked.
 //!
 //! # Not handled
-//! Maps of pinned epochs below the newest; headers and indexes of other volumes' objects that a clone reads (that they are
+//! Maps of pinned epochs below the newest (which snapshots need a damaged object is told by their epochs); headers and indexes of other volumes' objects that a clone reads (that they are
 //! there is checked, and with data every frame); whether an index names the same blocks for a frame as the map does (the
 //! seal proves that a frame is the one meant).
 
@@ -34,6 +34,7 @@ pub mod report;
 
 mod collected;
 mod data;
+mod hit;
 mod line;
 mod listed;
 mod listing;
@@ -222,7 +223,7 @@ impl<'a> Check<'a> {
         self.forget_collected(&mut reader).await?;
         self.settle(&head.manifest, ledger);
         reader.findings().into_iter().for_each(|finding| self.add(finding));
-        Ok(())
+        self.name_snapshots(&head.manifest, &snapshots).await
     }
 
     /// The header as it is now; `false` where nothing else can be checked.

@@ -25,6 +25,8 @@ pub enum Remedy {
     Keys,
     /// There is no second copy of it, and no data depends on it.
     Accept,
+    /// Snapshots alone need it: deleting them clears it, or the object has to be put back.
+    Snapshots,
     /// There is no second copy of it.
     Restore,
 }
@@ -45,6 +47,10 @@ impl fmt::Display for Remedy {
             }
             Self::Keys => "remove the key slot, and add its password or key file anew",
             Self::Accept => "it has no second copy, and no data depends on it",
+            Self::Snapshots => {
+                "snapshots cannot be mended: delete those that are hit (s3bd snapshot delete), or put the objects back from a copy \
+                 of the bucket"
+            }
             Self::Restore => "it has no second copy: put the object back from a copy of the bucket",
         })
     }
@@ -74,6 +80,8 @@ impl Finding {
             | Self::ManifestMissing { .. }
             | Self::ManifestReplaced { .. }
             | Self::ManifestDescends { .. } => Remedy::Recover,
+            Self::SnapshotHit { .. } => Remedy::Snapshots,
+            Self::ObjectMissing { pages: 0, blocks, .. } if blocks.is_empty() => Remedy::Snapshots,
             Self::ObjectMissing { .. }
             | Self::ObjectLength { .. }
             | Self::ObjectIndex { .. }

@@ -35,7 +35,7 @@ fn hits(listed: bool, pages: u64, blocks: &Blocks) -> String {
         text.push(format!("{blocks} cannot be read"));
     }
     if text.is_empty() {
-        "no data that can be read now was in what is missing".to_owned()
+        "nothing of the newest epoch was in what is missing".to_owned()
     } else {
         text.join("; ")
     }
@@ -126,6 +126,11 @@ impl fmt::Display for Finding {
                     "snapshot {snapshot:?}: {manifest} is missing or damaged: the snapshot cannot be opened"
                 )
             }
+            Self::SnapshotHit { snapshot, objects, first } => write!(
+                f,
+                "snapshot {snapshot:?}: {objects} of the damaged or missing objects are kept for it, the first is {first}: what it \
+                 holds in what is gone cannot be read"
+            ),
             Self::PinStale { snapshot, clone, volume } => write!(
                 f,
                 "snapshot {snapshot:?}: kept for the clone {clone} ({volume}), which does not depend on it: it was removed, \

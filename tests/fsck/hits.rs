@@ -8,7 +8,7 @@ use s3bd::{
     fsck::{Finding, Level, Sample},
     nbd::Device,
     store::memory::Memory,
-    volume::{Volume, open::open_read_only},
+    volume::{Volume, open::open_read_only, snapshots::Change},
 };
 use wal::disk::sim::Prng;
 
@@ -161,4 +161,55 @@ fn matters(anatomy: &Anatomy, name: &str, at: usize) -> bool {
     }
     let frame = (0..part.index.frames.len() as u32).find(|number| part.frame_bytes(*number).contains(&at));
     frame.is_none_or(|number| part.visible.contains(&number) || part.pages.contains(&number))
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_snapshots_that_need_what_is_damaged_are_named_and_no_others() {
+    let store = Memory::new();
+    make(&store, SIZE).await;
+    let (volume, _) = reopen(&store, &Disks::new(), 21).await.unwrap();
+    let objects = || {
+        let contents = store.snapshot();
+        contents.iter().map(|(key, _)| key.to_owned()).filter(|key| key.starts_with("objects/")).collect()
+    };
+    let take = async |volume: &Volume, name: &str| {
+        volume.core().change(Change::Take(name.to_owned())).await.unwrap();
+    };
+    take(&volume, "before").await;
+    volume.write(0, noise(&mut Prng::new(1), 9000), false).await.unwrap();
+    take(&volume, "first").await;
+    take(&volume, "second").await;
+    let older: BTreeSet<String> = objects();
+    volume.write(0, noise(&mut Prng::new(2), 10_240), false).await.unwrap();
+    // With a checkpoint, which finds the first object dead.
+    volume.close().await.unwrap();
+    let (volume, _) = reopen(&store, &Disks::new(), 23).await.unwrap();
+    take(&volume, "after").await;
+    volume.close().await.unwrap();
+    let mut contents = store.snapshot();
+    let data = older.iter().next().unwrap();
+    assert!(contents.remove(data));
+    store.restore(contents);
+    let report = check_at(Arc::new(store.clone()), Level::Default).await;
+    let mut named = BTreeSet::new();
+    for finding in faults(&report) {
+        match finding {
+            Finding::SnapshotHit { snapshot, objects: 1, first } if first == data => {
+                named.insert(snapshot.as_str());
+            }
+            Finding::ObjectMissing { name, blocks, .. } => {
+                assert!(name == data && blocks.is_empty(), "{finding}")
+            }
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!(named, BTreeSet::from(["first", "second"]), "{report:#?}");
+    // What they hold goes with them.
+    let (volume, _) = reopen(&store, &Disks::new(), 22).await.unwrap();
+    for name in ["first", "second"] {
+        volume.core().change(Change::Delete(name.to_owned())).await.unwrap();
+    }
+    volume.close().await.unwrap();
+    let report = check_at(Arc::new(store.clone()), Level::Default).await;
+    assert!(faults(&report).is_empty(), "{report:#?}");
 }
