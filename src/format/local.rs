@@ -22,8 +22,35 @@ pub const TENURES_MAX: usize = 64;
 pub struct LogIdentity {
     /// The log.
     pub log: LogId,
-    /// Generation and nonce of the claims under which it was written, oldest first.
-    pub tenures: Vec<(Generation, u64)>,
+    /// The tenures under which it was written, oldest first.
+    pub tenures: Vec<LogTenure>,
+}
+
+/// A tenure under which a log was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogTenure {
+    /// Of its claim.
+    pub generation: Generation,
+    /// Of its claim.
+    pub nonce: u64,
+    /// The epoch that it began from.
+    pub from: Epoch,
+}
+
+impl LogIdentity {
+    /// Whether the log was written under this tenure.
+    #[must_use]
+    pub fn has(&self, generation: Generation, nonce: u64) -> bool {
+        self.tenures.iter().any(|tenure| (tenure.generation, tenure.nonce) == (generation, nonce))
+    }
+
+    /// Whether the log left the line of this tenure before `epoch`: the next one began from an earlier epoch.
+    #[must_use]
+    pub fn left_before(&self, generation: Generation, nonce: u64, epoch: Epoch) -> bool {
+        let mut later =
+            self.tenures.iter().skip_while(|tenure| (tenure.generation, tenure.nonce) != (generation, nonce));
+        later.nth(1).is_some_and(|next| next.from < epoch)
+    }
 }
 
 /// The newest epoch that this host has seen published.

@@ -35,7 +35,12 @@ use super::{
     tally::Tally,
 };
 use crate::{
-    format::{ids::VolumeId, local::LogIdentity, names, slot::Argon2},
+    format::{
+        ids::VolumeId,
+        local::{LogIdentity, LogTenure},
+        names,
+        slot::Argon2,
+    },
     seal::slot::Secret,
     store::{PutMode, renamed::Renamed},
 };
@@ -148,7 +153,7 @@ fn origin(bucket: &Bucket, identity: &LogIdentity, base: &Published) -> [u8; 8] 
     let mut bytes = b"s3bd rescue".to_vec();
     bytes.extend(bucket.header.volume.0);
     bytes.extend(identity.log.0);
-    for (generation, nonce) in &identity.tenures {
+    for LogTenure { generation, nonce, .. } in &identity.tenures {
         bytes.extend(generation.0.to_le_bytes());
         bytes.extend(nonce.to_le_bytes());
     }

@@ -17,7 +17,7 @@ use crate::format::{
     claim::Writer,
     envelope::Content,
     ids::{Generation, LogId},
-    local::{LOG, LOG_COPY, LogIdentity, TENURES_MAX},
+    local::{LOG, LOG_COPY, LogIdentity, LogTenure, TENURES_MAX},
     manifest::Manifest,
 };
 
@@ -125,7 +125,7 @@ async fn check_in_use(
     if manifest.closed && generation <= manifest.generation {
         return Ok(true);
     }
-    if agreed.takeover || identity.tenures.contains(&(generation, nonce)) {
+    if agreed.takeover || identity.has(generation, nonce) {
         return Ok(false);
     }
     let (host, pid, since) = match bucket.load_claim(generation, nonce).await {
@@ -170,7 +170,10 @@ pub(super) async fn plan_log(
         return Ok(new_log(fresh(Vec::new()), Replayed { uncounted, ..Replayed::default() }));
     };
     // Of an older copy of the bucket, what comes next may be gone from the log: then the log continues another line.
-    if is_of(&newest.manifest, &identity) && (!agreed.rollback || joins_on(local, newest)?) {
+    // And what is there may be of a line that the log left earlier than that.
+    if is_of(&newest.manifest, &identity)
+        && (!agreed.rollback || (joins_on(local, newest)? && !has_left(&newest.manifest, &identity)))
+    {
         // What cannot be replayed may be given up as well; what can never is.
         let damage =
             if agreed.discard { find_damage(bucket, local, identity.log, &newest.manifest)? } else { None };
@@ -206,7 +209,7 @@ pub(super) async fn plan_log(
         lost => lost?,
     };
     if lost.tally.records() > 0 && !agreed.discard {
-        let generation = identity.tenures.last().map_or(Generation(0), |tenure| tenure.0);
+        let generation = identity.tenures.last().map_or(Generation(0), |tenure| tenure.generation);
         let has_base = left.map_or(Ok(false), |left| joins_on(local, &left))?;
         return Err(VolumeError::Diverged {
             has_base,
@@ -266,7 +269,12 @@ fn joins_on(local: &Local, published: &Published) -> Result<bool, VolumeError> {
 }
 
 pub(super) fn is_of(manifest: &Manifest, identity: &LogIdentity) -> bool {
-    manifest.log.log == identity.log && identity.tenures.contains(&(manifest.generation, manifest.nonce))
+    manifest.log.log == identity.log && identity.has(manifest.generation, manifest.nonce)
+}
+
+/// Whether a manifest of this log is later than where the log left its line: both went on from an older copy.
+fn has_left(manifest: &Manifest, identity: &LogIdentity) -> bool {
+    identity.left_before(manifest.generation, manifest.nonce, manifest.epoch)
 }
 
 /// The newest manifest in the winning line that came from this log.
@@ -381,12 +389,17 @@ pub(super) fn note_tenure(
     tenure: Tenure,
 ) -> Result<LogIdentity, VolumeError> {
     let mut identity = plan.identity.clone();
-    if !identity.tenures.contains(&(tenure.generation, tenure.nonce)) {
-        identity.tenures.push((tenure.generation, tenure.nonce));
-    }
+    let Tenure { generation, nonce } = tenure;
+    identity.tenures.retain(|old| (old.generation, old.nonce) != (generation, nonce));
+    identity.tenures.push(LogTenure { generation, nonce, from: newest.link.epoch });
     // Never the newest manifest's own, however many openings came to nothing since.
     let surplus = identity.tenures.len().saturating_sub(TENURES_MAX);
-    let old = identity.tenures.iter().take(surplus).take_while(|old| old.0 < newest.link.generation).count();
+    let old = identity
+        .tenures
+        .iter()
+        .take(surplus)
+        .take_while(|old| old.generation < newest.link.generation)
+        .count();
     identity.tenures.drain(..old);
     store_identity(env, bucket, local, &identity)?;
     Ok(identity)

@@ -27,7 +27,7 @@ pub(super) fn snapshot(
     table: &SnapshotTable,
 ) -> Option<Snapshot> {
     let Published { manifest, link } = newest;
-    if manifest.closed || identity.tenures.contains(&(manifest.generation, manifest.nonce)) {
+    if manifest.closed || identity.has(manifest.generation, manifest.nonce) {
         return None;
     }
     let mut name = format!("{PREFIX}{}", tenure.generation);
@@ -58,7 +58,7 @@ pub(super) async fn pinned(
         table => table?,
     };
     let mut pins: Vec<_> = table.iter().map(|snapshot| (snapshot.epoch, snapshot.generation)).collect();
-    pins.retain(|(_, generation)| identity.tenures.iter().any(|tenure| tenure.0 == *generation));
+    pins.retain(|(_, generation)| identity.tenures.iter().any(|tenure| tenure.generation == *generation));
     pins.sort_unstable();
     for (epoch, generation) in pins.into_iter().rev() {
         match bucket.load_manifest(generation, epoch).await {
@@ -75,7 +75,7 @@ pub(super) async fn pinned(
 pub(super) fn taken_from(table: &SnapshotTable, identity: &LogIdentity) -> Vec<String> {
     let is_from = |snapshot: &&Snapshot| {
         let mut tenures = identity.tenures.iter();
-        snapshot.name.starts_with(PREFIX) && tenures.any(|tenure| tenure.0 == snapshot.generation)
+        snapshot.name.starts_with(PREFIX) && tenures.any(|tenure| tenure.generation == snapshot.generation)
     };
     table.iter().filter(is_from).map(|snapshot| snapshot.name.clone()).collect()
 }

@@ -11,7 +11,7 @@ use s3bd::format::{
     header::{Header, Protection},
     ids::{Codec, Epoch, FrameRef, Generation, LogId, LogPosition, ObjectRef, Sequence, VolumeId},
     index::{FRAME_PLAIN_BYTES_MAX, FrameKind, Index, IndexFrame, MapKind, Maps, Run},
-    local::{LogIdentity, Seen},
+    local::{LogIdentity, LogTenure, Seen},
     manifest::{
         CloneRef, Inherited, ListedObject, Manifest, ManifestLink, Owner, Root, Roots, Snapshot,
         SnapshotChange, Totals,
@@ -446,7 +446,12 @@ fn snapshots() -> BoxedStrategy<PlacedPage> {
 }
 
 pub fn log_identity() -> BoxedStrategy<LogIdentity> {
-    (any::<[u8; 16]>(), vec((generation(), number()), 0..70))
+    let tenure = (generation(), number(), epoch()).prop_map(|(generation, nonce, from)| LogTenure {
+        generation,
+        nonce,
+        from,
+    });
+    (any::<[u8; 16]>(), vec(tenure, 0..70))
         .prop_map(|(log, tenures)| LogIdentity { log: LogId(log), tenures })
         .boxed()
 }

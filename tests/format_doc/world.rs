@@ -8,7 +8,7 @@ use s3bd::{
         header::{Header, Protection},
         ids::{Codec, Epoch, FrameRef, Generation, LogId, LogPosition, ObjectRef, Sequence, VolumeId},
         index::{FrameKind, Run},
-        local::{LogIdentity, Seen},
+        local::{LogIdentity, LogTenure, Seen},
         manifest::{
             CloneRef, Inherited, ListedObject, Manifest, ManifestLink, Owner, Root, Roots, Snapshot,
             SnapshotChange, Totals,
@@ -237,7 +237,9 @@ pub fn page_snapshots() -> Page {
 }
 
 pub fn log_identity() -> LogIdentity {
-    LogIdentity { log: LOG, tenures: vec![(Generation(6), 0xfeed), (GENERATION, NONCE)] }
+    let earlier = LogTenure { generation: Generation(6), nonce: 0xfeed, from: Epoch(30) };
+    let now = LogTenure { generation: GENERATION, nonce: NONCE, from: Epoch(40) };
+    LogIdentity { log: LOG, tenures: vec![earlier, now] }
 }
 
 pub fn seen() -> Seen {

@@ -274,7 +274,7 @@ impl Machine {
         let identity: Option<LogIdentity> =
             local::load(&disk, keys, Content::LogIdentity, LOG).expect("it was just written");
         let tenures = identity.expect("it was just written").tenures;
-        tenures.into_iter().map(|(generation, nonce)| (generation.0, nonce)).collect()
+        tenures.into_iter().map(|tenure| (tenure.generation.0, tenure.nonce)).collect()
     }
 
     /// Another process on this host finds the folder locked: it changes nothing, and may read.
