@@ -63,3 +63,22 @@ pub struct Seen {
     /// Digest of the manifest's bytes.
     pub digest: Digest,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_has_left_a_line_where_its_next_tenure_began() {
+        let tenure =
+            |number, from| LogTenure { generation: Generation(number), nonce: number, from: Epoch(from) };
+        let identity =
+            LogIdentity { log: LogId([1; 16]), tenures: vec![tenure(1, 0), tenure(3, 5), tenure(4, 7)] };
+        let left = |number, epoch| identity.left_before(Generation(number), number, Epoch(epoch));
+        assert!(!left(3, 6) && !left(3, 7), "what the next one began from is its own past");
+        assert!(left(3, 8), "both went on from an older copy");
+        assert!(left(1, 6) && !left(1, 5));
+        assert!(!left(4, 100), "the last one goes on");
+        assert!(!left(2, 100), "none of its tenures");
+    }
+}

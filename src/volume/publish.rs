@@ -357,7 +357,8 @@ impl Publisher {
             let Some(frozen) = self.core.state().frozen.get(self.cuts.len()).cloned() else { return };
             let Frozen { epoch, lsn, size_bytes, layer, .. } = frozen;
             let (written, written_bytes) = (!layer.is_empty(), layer.data_bytes());
-            let takes_none = *self.closing.borrow();
+            // What is moved is what was there before a rollback: beside one it would be on top of it.
+            let takes_none = *self.closing.borrow() || self.rolling_back.is_some();
             let offer = if takes_none { None } else { self.core.offers().pop_front() };
             let (moves, moved) = offer.map(|Offer { moves, done }| (moves, done)).unzip();
             let layered = written || moves.is_some();

@@ -237,6 +237,16 @@ FAULTS = [
         [SIM],
     ),
     Fault(
+        "moves-beside-a-rollback",
+        "blocks are moved with the cut that publishes a rollback, and lie on top of it",
+        [(
+            "src/volume/publish.rs",
+            "|| self.rolling_back.is_some();",
+            "|| (self.rolling_back.is_some() && !ON);",
+        )],
+        [SIM],
+    ),
+    Fault(
         "independent-too-early",
         "a clone says that it needs its origin no more before everything is moved",
         [(
