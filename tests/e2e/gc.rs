@@ -158,6 +158,8 @@ pub(crate) fn gc_removes_a_stray_that_is_a_day_old_and_nothing_else(kind: Kind) 
     let next = u64::from_str_radix(epoch, 16).expect("a number") + 1;
     let taken = folder.join(format!("manifests/{generation}-{next:016x}"));
     std::fs::create_dir(&taken).expect("a folder");
+    // An empty one would be taken for a leftover, and go.
+    std::fs::write(taken.join("taken"), "").expect("a file in it");
     let before = objects(&fixture);
     qemu_io(&server.uri, &["write -P 0x62 1M 1M", "flush"]);
     let mut syncing =
@@ -172,7 +174,7 @@ pub(crate) fn gc_removes_a_stray_that_is_a_day_old_and_nothing_else(kind: Kind) 
     };
     server.kill();
     syncing.wait().expect("its end");
-    std::fs::remove_dir(&taken).expect("a folder");
+    std::fs::remove_dir_all(&taken).expect("a folder");
 
     // The next tenure uploads the same once more, under another name.
     host.open(&volume, &[]).close();

@@ -296,7 +296,8 @@ async fn who_goes_back_to_where_the_origin_was_needed_needs_it() {
 async fn a_flattening_that_dies_anywhere_leaves_a_clone_or_a_volume_of_its_own() {
     let mut released_before_the_end = 0;
     for changes in 0.. {
-        let mut street = Street::new(350, small_settings());
+        let mut street =
+            Street::new(350, Settings { memory_bytes_max: 0, cache_bytes_max: 0, ..small_settings() });
         let mut prng = Prng::new(6);
         let mut clone = origin_and_clone(&mut street, &mut prng, true).await;
         street.faulty.set_crash_after(Some(changes));
