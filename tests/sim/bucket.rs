@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use s3bd::{
-    format::manifest::Manifest,
+    format::{manifest::Manifest, names},
     nbd::Device,
     store::{ErrorKind, Folder, Got, Listed, Put, PutMode, Range, Store, StoreError, memory::Memory},
     volume::{bucket::Bucket, open::open_read_only, settings::Settings},
@@ -91,6 +91,7 @@ impl Store for Watched {
         let put = self.memory.put(key, body, mode).await?;
         if put == Put::Created {
             self.check_salt(key);
+            self.promises.lock().unwrap().keep_manifest(key, body);
             self.changed(format!("put {key}"));
         }
         Ok(put)
@@ -149,25 +150,23 @@ pub async fn origin(
     manifest: &Manifest,
 ) -> Result<Origin, String> {
     let mut hosts = Vec::new();
-    let first = (manifest.generation.0, manifest.nonce);
     let mut manifest = manifest.clone();
     loop {
         let key = (manifest.generation.0, manifest.nonce);
         hosts.push(manifest.writer.host.clone());
         if promises.lock().unwrap().tenures.contains_key(&key) {
-            let origin = Origin { key, hosts };
-            promises.lock().unwrap().origins.insert(first, origin.clone());
-            return Ok(origin);
-        }
-        // A tenure that does not serve yet may have removed the manifests that it goes back to.
-        if let Some(known) = promises.lock().unwrap().origins.get(&key) {
-            hosts.extend(known.hosts.iter().cloned());
-            return Ok(Origin { key: known.key, hosts });
+            return Ok(Origin { key, hosts });
         }
         let link = manifest.parent.ok_or("a manifest without a parent, and of no tenure that served")?;
-        let parent = bucket.load_manifest(link.generation, link.epoch).await;
-        let parent = parent.map_err(|error| error.to_string())?;
-        manifest = parent.ok_or_else(|| format!("no parent: {link:?}"))?.manifest;
+        // A tenure that does not serve yet may have removed it from the bucket.
+        let bytes = promises.lock().unwrap().manifests.get(&link.digest).cloned();
+        let bytes = bytes.ok_or_else(|| format!("no parent: {link:?}"))?;
+        let alone = Memory::new();
+        let name = names::manifest(link.generation, link.epoch);
+        alone.put(&name, &[bytes], PutMode::Create).await.map_err(|error| error.to_string())?;
+        let alone = Bucket { store: Arc::new(alone), ..bucket.clone() };
+        let parent = alone.load_manifest(link.generation, link.epoch).await;
+        manifest = parent.map_err(|error| error.to_string())?.expect("it was put").manifest;
     }
 }
 

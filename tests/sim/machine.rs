@@ -316,8 +316,7 @@ impl Machine {
         let manifest = self.common.direct.load_manifest(progress.generation, progress.epoch).await;
         let Ok(Some(manifest)) = manifest else { return };
         let origin = origin(&self.common.direct, &self.common.watched.promises, &manifest.manifest).await;
-        // What it goes back to may be removed by now.
-        let Ok(origin) = origin else { return };
+        let origin = origin.unwrap_or_else(|wrong| panic!("{wrong}"));
         let mut promises = self.common.promises();
         let found = promises.find(origin.key, &parts.concat(), durable, 0);
         found.unwrap_or_else(|wrong| panic!("a reader on {}: {wrong}", name(self.number)));

@@ -11,13 +11,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use s3bd::store::memory::Contents;
+use s3bd::{
+    format::{manifest::Digest, names},
+    store::memory::Contents,
+    volume::bucket::digest,
+};
 use wal::Lsn;
 
-use crate::{
-    bucket::Origin,
-    snapshots::{Known, Snapshots},
-};
+use crate::snapshots::{Known, Snapshots};
 
 /// Generation and nonce.
 pub type Key = (u64, u64);
@@ -102,8 +103,8 @@ pub struct Promises {
     points: u64,
     pub moments: Vec<Moment>,
     pub snapshots: Snapshots,
-    /// What manifests of each tenure go back to, as far as anybody looked.
-    pub origins: BTreeMap<Key, Origin>,
+    /// Every manifest that was ever put, by its digest.
+    pub manifests: BTreeMap<Digest, Bytes>,
     /// An older copy of the bucket was put back.
     pub rolled_back: bool,
     /// It was put back under running writers, just now: nothing counts as published until it is done as it should be.
@@ -126,7 +127,7 @@ impl Promises {
             points: 0,
             moments: Vec::new(),
             snapshots: Snapshots::default(),
-            origins: BTreeMap::new(),
+            manifests: BTreeMap::new(),
             rolled_back: false,
             torn: false,
             salts: BTreeMap::new(),
@@ -295,6 +296,14 @@ impl Promises {
         }
         let snapshots = self.snapshots.known.clone();
         self.moments.push(Moment { contents, change, durable: self.durable.len(), snapshots });
+    }
+
+    /// Something was put: whether it is a manifest that lines go through.
+    pub fn keep_manifest(&mut self, key: &str, body: &[Bytes]) {
+        if key.starts_with(names::MANIFESTS) {
+            let bytes = body.concat();
+            self.manifests.insert(digest(&bytes), bytes.into());
+        }
     }
 
     /// A copy to be put back later.

@@ -71,10 +71,10 @@ async fn compare(
     match image {
         Some(image) if *image == found => Ok(()),
         Some(_) => Err("it does not hold what was acknowledged when it was taken".to_owned()),
-        // What tells the line may be removed.
         None => {
+            // Deleted meanwhile, by whoever took the volume.
             let Ok(pinned) = pinned_manifest(bucket, snapshot).await else { return Ok(()) };
-            let Ok(origin) = origin(bucket, promises, &pinned.manifest).await else { return Ok(()) };
+            let origin = origin(bucket, promises, &pinned.manifest).await?;
             promises.lock().unwrap().find(origin.key, found, 1, 0).map(|_| ())
         }
     }
