@@ -139,7 +139,11 @@ pub async fn make(store: &Memory, size_bytes: u64) -> Bucket {
 }
 
 pub async fn make_with(store: &Memory, size_bytes: u64, block_bytes: u32) -> Bucket {
-    let env = env(Arc::new(store.clone()), &Disks::new(), 1, "maker");
+    make_in(Arc::new(store.clone()), size_bytes, block_bytes).await
+}
+
+pub async fn make_in(store: Arc<dyn Store>, size_bytes: u64, block_bytes: u32) -> Bucket {
+    let env = env(store, &Disks::new(), 1, "maker");
     let cost = Argon2 { memory_kib: 64, passes: 1, lanes: 1 };
     let secret = Secret::password("secret");
     init(&env, &NewVolume { size_bytes, block_bytes, compression: Codec::Zstd, secret: &secret, cost })

@@ -50,6 +50,14 @@ pub enum Act {
     RollBack {
         keep: bool,
     },
+    /// Of the volume, as it is open or by a command that opens it.
+    MakeClone(Option<Death>),
+    Flatten,
+    Collect,
+    Remove {
+        takeover: bool,
+        death: Option<Death>,
+    },
     Sleep(u64),
     Close,
     Die,
@@ -75,7 +83,11 @@ impl Machine {
             None if self.common.promises().torn => Act::Sleep(self.sleep_ms()),
             None => self.draw_down(others),
             Some(_) => match self.draw_up() {
-                Act::SecondProcess if self.common.promises().torn => Act::Sleep(self.sleep_ms()),
+                Act::SecondProcess | Act::MakeClone(_) | Act::Flatten | Act::Collect
+                    if self.common.promises().torn =>
+                {
+                    Act::Sleep(self.sleep_ms())
+                }
                 act => act,
             },
         }
@@ -86,6 +98,14 @@ impl Machine {
             0..8 => Act::LoseState,
             8..18 if !self.copies.is_empty() => Act::PutStateBack,
             18..40 => Act::Sleep(self.sleep_ms()),
+            40..44 => {
+                let death = self.perhaps(40);
+                Act::MakeClone(death)
+            }
+            44..49 if self.may_remove() => {
+                let death = self.perhaps(30);
+                Act::Remove { takeover: self.prng.below(2) == 0, death }
+            }
             _ if others && self.prng.below(4) > 0 => Act::Sleep(self.sleep_ms()),
             _ => {
                 let agreed = Agreed {
@@ -112,7 +132,13 @@ impl Machine {
         let (offset, length) = (range.start, range.end - range.start);
         match self.prng.below(1000) {
             0..15 => Act::SecondProcess,
-            15..265 => Act::Write { offset, length, flush: self.prng.below(8) == 0 },
+            15..30 => Act::Flatten,
+            30..38 => Act::Collect,
+            38..60 => {
+                let death = self.perhaps(40);
+                Act::MakeClone(death)
+            }
+            60..265 => Act::Write { offset, length, flush: self.prng.below(8) == 0 },
             265..290 => Act::TakeSnapshot,
             290..310 => Act::DeleteSnapshot,
             310..325 => Act::ReadSnapshot,
@@ -152,6 +178,11 @@ impl Machine {
         1 + self.prng.below(bound)
     }
 
+    /// A death at some time, or none.
+    fn perhaps(&mut self, calls_max: u64) -> Option<Death> {
+        (self.prng.below(3) == 0).then(|| self.death(calls_max))
+    }
+
     fn death(&mut self, calls_max: u64) -> Death {
         Death { calls: self.prng.below(calls_max), applied: self.prng.below(2) == 0 }
     }
@@ -176,9 +207,12 @@ impl Machine {
                 Act::Sleep(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
                 Act::Die => self.die(),
                 Act::SecondProcess => self.second_process().await,
+                Act::MakeClone(death) if self.process.is_some() => drop(self.make_clone(death).await),
+                Act::MakeClone(death) => self.make_clone_offline(death).await,
+                Act::Remove { takeover, death } => self.remove(takeover, death).await,
                 Act::LoseState => {
                     self.note("the state directory is lost");
-                    self.common.promises().count("state lost");
+                    self.count("state lost");
                     self.replace_disks(Disks::new());
                 }
                 Act::PutStateBack => self.put_state_back(),
@@ -203,7 +237,7 @@ impl Machine {
         let count = self.copies.len() as u64;
         let copy = self.copies[self.prng.below(count) as usize].crash(self.prng.next_u64());
         self.note("an older copy of the state directory is put back");
-        self.common.promises().count("state put back");
+        self.count("state put back");
         self.replace_disks(copy);
     }
 
@@ -212,13 +246,13 @@ impl Machine {
         self.note(format!("{act:?}"));
         match *act {
             Act::Pause(ms) => {
-                self.common.promises().count("paused");
+                self.count("paused");
                 self.process.as_ref().unwrap().line.hold(Duration::from_millis(ms));
             }
             Act::DieAtCall(death) => self.process.as_ref().unwrap().line.set_death(death),
             Act::DieAtDisk { state, operations } => self.arm_disk(state, operations),
             Act::DiskFull(ms) => {
-                self.common.promises().count("disk full");
+                self.count("disk full");
                 self.full = true;
                 let disk = self.disks.wal.clone();
                 disk.set_capacity(Some(disk.used_bytes()));
@@ -228,7 +262,7 @@ impl Machine {
                 });
             }
             Act::FailSyncs => {
-                self.common.promises().count("sync failed");
+                self.count("sync failed");
                 self.sick = true;
                 self.disks.wal.fail_syncs(true);
             }
@@ -239,7 +273,7 @@ impl Machine {
     }
 
     /// A request of a client; the process may die meanwhile.
-    async fn request(&mut self, act: Act) {
+    pub async fn request(&mut self, act: Act) {
         self.note(format!("{act:?}"));
         let close = matches!(act, Act::Close);
         let noise_seed = self.prng.next_u64();
@@ -285,6 +319,8 @@ impl Machine {
             Act::Read { offset, length } => self.read(process, offset, length).await,
             Act::TakeSnapshot => self.take_snapshot(process).await,
             Act::DeleteSnapshot => self.delete_snapshot(process, noise_seed).await,
+            Act::Flatten => self.flatten(process).await,
+            Act::Collect => self.collect(process).await,
             Act::RollBack { keep } => self.roll_back(process, noise_seed, keep).await,
             Act::ReadSnapshot => self.read_snapshot(process, noise_seed).await,
             Act::Close => {
@@ -321,7 +357,7 @@ impl Machine {
         core.resize(before, size_bytes).await?;
         self.acknowledge(process, at);
         self.flushed(process, at);
-        self.common.promises().count("resized");
+        self.count("resized");
         Ok(())
     }
 

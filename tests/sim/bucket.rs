@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -11,24 +11,25 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use s3bd::{
-    format::{manifest::Manifest, names},
-    nbd::Device,
-    store::{ErrorKind, Folder, Got, Listed, Put, PutMode, Range, Store, StoreError, memory::Memory},
-    volume::{bucket::Bucket, open::open_read_only, settings::Settings},
+    format::names,
+    store::{
+        ErrorKind, Folder, Got, Listed, Put, PutMode, Range, Store, StoreError,
+        memory::{Contents, Memory},
+        prefixed::Prefixed,
+    },
 };
 
 use crate::{
-    host::{Disks, env},
-    machine::name,
-    promises::{Key, Moment, Promises},
-    snapshots,
+    family::{Family, is_volume},
+    journal::Journal,
 };
 
 /// Clones are of the same bucket.
 #[derive(Clone)]
 pub struct Watched {
     pub memory: Memory,
-    pub promises: Arc<Mutex<Promises>>,
+    family: Arc<Mutex<Family>>,
+    journal: Arc<Mutex<Journal>>,
     switches: Arc<Switches>,
 }
 
@@ -38,9 +39,23 @@ struct Switches {
     list_refused: AtomicBool,
 }
 
+/// What lies below the name of one volume.
+pub fn below(store: Arc<dyn Store>, volume: &str) -> Arc<dyn Store> {
+    Arc::new(Prefixed::new(store, format!("{volume}/")))
+}
+
 impl Watched {
-    pub fn new(memory: Memory, promises: Arc<Mutex<Promises>>) -> Self {
-        Self { memory, promises, switches: Arc::default() }
+    pub fn new(memory: Memory, family: Family, journal: Arc<Mutex<Journal>>) -> Self {
+        Self { memory, family: Arc::new(Mutex::new(family)), journal, switches: Arc::default() }
+    }
+
+    /// The volumes. Nothing that is asked of them may wait.
+    pub fn family(&self) -> MutexGuard<'_, Family> {
+        self.family.lock().unwrap()
+    }
+
+    pub fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap()
     }
 
     pub fn set_away(&self, away: bool) {
@@ -51,20 +66,18 @@ impl Watched {
         self.switches.list_refused.store(refused, Ordering::Relaxed);
     }
 
-    fn changed(&self, change: String) {
-        let contents = self.memory.snapshot();
-        self.promises.lock().unwrap().changed(change, contents);
-    }
-
-    /// No two contents may share a salt: its key and nonce would be used twice.
-    fn check_salt(&self, key: &str) {
-        let contents = self.memory.snapshot();
-        let Some(bytes) = contents.get(key) else { return };
-        // Right after the envelope; an object has it in its header, with all that its key derives from.
-        let salt = if key.starts_with("objects/") { bytes.slice(..64) } else { bytes.slice(24..40) };
-        let mut promises = self.promises.lock().unwrap();
-        let before = promises.salts.insert(salt, bytes.clone());
-        assert!(before.is_none_or(|before| before == *bytes), "{key} has the salt of something else");
+    /// Something of a volume was put or deleted: it is to be looked at as it is now, and so are others that read what it had.
+    fn changed(&self, contents: &Contents, change: &str, volume: &str, is_object_gone: bool) {
+        self.journal().note(format!("bucket: {change}"));
+        let family = self.family();
+        let mut looked_at = if is_object_gone { family.readers(contents, volume) } else { Vec::new() };
+        if is_volume(contents, volume) {
+            looked_at.push(volume.to_owned());
+        }
+        for name in looked_at {
+            let needs = family.needs(contents, &name);
+            family.members[&name].promises().changed(change, contents, needs);
+        }
     }
 
     fn answers(&self, operation: &'static str, key: &str) -> Result<(), StoreError> {
@@ -90,9 +103,11 @@ impl Store for Watched {
         self.answers("put", key)?;
         let put = self.memory.put(key, body, mode).await?;
         if put == Put::Created {
-            self.check_salt(key);
-            self.promises.lock().unwrap().keep_manifest(key, body);
-            self.changed(format!("put {key}"));
+            let (volume, name) = key.split_once('/').expect("every key is some volume's");
+            let contents = self.memory.snapshot();
+            self.journal().check_salt(name, &contents.get(key).expect("it was just put").clone());
+            self.family().members[volume].promises().put(name, body);
+            self.changed(&contents, &format!("put {key}"), volume, false);
         }
         Ok(put)
     }
@@ -126,76 +141,14 @@ impl Store for Watched {
         // One by one: a request for many may be cut off in the middle.
         for key in keys {
             self.answers("delete", key)?;
-            if key.starts_with("objects/") && self.memory.snapshot().get(key).is_some() {
-                self.promises.lock().unwrap().count("object collected");
+            let (volume, name) = key.split_once('/').expect("every key is some volume's");
+            let is_object = name.starts_with(names::OBJECTS) && self.memory.head(key).await?.is_some();
+            if is_object {
+                self.journal().count("object collected");
             }
             self.memory.delete(std::slice::from_ref(key)).await?;
-            self.changed(format!("delete {key}"));
+            self.changed(&self.memory.snapshot(), &format!("delete {key}"), volume, is_object);
         }
         Ok(())
     }
-}
-
-/// The tenure whose line a manifest continues, and whether all manifests down to there are of one host.
-#[derive(Clone, Debug)]
-pub struct Origin {
-    pub key: Key,
-    pub hosts: Vec<String>,
-}
-
-/// Follows a manifest back to a tenure that served: first manifests say what their parents said.
-pub async fn origin(
-    bucket: &Bucket,
-    promises: &Mutex<Promises>,
-    manifest: &Manifest,
-) -> Result<Origin, String> {
-    let mut hosts = Vec::new();
-    let mut manifest = manifest.clone();
-    loop {
-        let key = (manifest.generation.0, manifest.nonce);
-        hosts.push(manifest.writer.host.clone());
-        if promises.lock().unwrap().tenures.contains_key(&key) {
-            return Ok(Origin { key, hosts });
-        }
-        let link = manifest.parent.ok_or("a manifest without a parent, and of no tenure that served")?;
-        // A tenure that does not serve yet may have removed it from the bucket.
-        let bytes = promises.lock().unwrap().manifests.get(&link.digest).cloned();
-        let bytes = bytes.ok_or_else(|| format!("no parent: {link:?}"))?;
-        let alone = Memory::new();
-        let name = names::manifest(link.generation, link.epoch);
-        alone.put(&name, &[bytes], PutMode::Create).await.map_err(|error| error.to_string())?;
-        let alone = Bucket { store: Arc::new(alone), ..bucket.clone() };
-        let parent = alone.load_manifest(link.generation, link.epoch).await;
-        manifest = parent.map_err(|error| error.to_string())?.expect("it was put").manifest;
-    }
-}
-
-/// Rebuilds the volume from the bucket alone: a prefix of the winning line with all that was durable by then.
-/// With `thorough`, the content of each of its snapshots, too.
-pub async fn check(
-    bucket: &Bucket,
-    settings: &Settings,
-    promises: &Mutex<Promises>,
-    moment: Moment,
-    thorough: bool,
-) {
-    let memory = Memory::new();
-    memory.restore(moment.contents);
-    let bucket = Bucket { store: Arc::new(memory), ..bucket.clone() };
-    let checked = async {
-        let newest = bucket.newest_manifest().await.map_err(|error| error.to_string())?.manifest;
-        let origin = origin(&bucket, promises, &newest).await?;
-        let settings = Settings { cache_bytes_max: 0, ..settings.clone() };
-        snapshots::check(&bucket, &settings, promises, &newest, &moment.snapshots, thorough).await?;
-        let env = env(Arc::clone(&bucket.store), &Disks::new(), 1, &name(usize::MAX));
-        let size_bytes = newest.size_bytes as u32;
-        let volume =
-            open_read_only(env, bucket.clone(), settings).await.map_err(|error| error.to_string())?;
-        let found = volume.read(0, size_bytes).await.map_err(|error| error.to_string())?.concat();
-        promises.lock().unwrap().find(origin.key, &found, moment.durable, 0)
-    };
-    if let Err(wrong) = checked.await {
-        panic!("the bucket alone, after {}: {wrong}", moment.change);
-    }
-    promises.lock().unwrap().count("bucket checked");
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    sync::{Arc, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use s3bd::{
@@ -12,7 +12,10 @@ use s3bd::{
         local::{LOG, LogIdentity},
     },
     nbd::Device,
-    store::faulty::{Faulty, SeededPlan},
+    store::{
+        Store,
+        faulty::{Faulty, SeededPlan},
+    },
     volume::{
         Volume,
         bucket::Bucket,
@@ -23,10 +26,12 @@ use s3bd::{
         settings::Settings,
     },
 };
+use tokio::time::Instant;
 use wal::disk::sim::Prng;
 
 use crate::{
-    bucket::{Watched, origin},
+    alone::Descent,
+    bucket::{Watched, below},
     host::{Disks, env, open_with},
     line::{Death, Line},
     promises::{Key, Promises},
@@ -65,10 +70,13 @@ impl LocalRoot for Held {
     }
 }
 
-/// What all hosts have in common.
+/// What all hosts of a volume have in common.
 #[derive(Clone)]
 pub struct Common {
     pub watched: Watched,
+    /// Its name in the bucket.
+    pub volume: String,
+    pub promises: Arc<Mutex<Promises>>,
     /// The volume, unlocked, over the store without faults.
     pub direct: Bucket,
     pub settings: Settings,
@@ -79,7 +87,22 @@ pub struct Common {
 
 impl Common {
     pub fn promises(&self) -> MutexGuard<'_, Promises> {
-        self.watched.promises.lock().unwrap()
+        self.promises.lock().unwrap()
+    }
+
+    pub fn count(&self, event: &'static str) {
+        self.watched.journal().count(event);
+    }
+
+    /// The bucket, with the faults of the store.
+    pub fn faulty(&self, seed: u64) -> Faulty<Watched> {
+        Faulty::with_plan(self.watched.clone(), SeededPlan { seed, ..self.faults })
+    }
+
+    /// The bucket as a new process has it, and its line there.
+    pub fn connect(&self, seed: u64, death: Option<Death>) -> (Line, Arc<dyn Store>) {
+        let line = Line::new(Arc::new(self.faulty(seed)), death);
+        (line.clone(), retrying(line, seed))
     }
 }
 
@@ -109,6 +132,8 @@ pub struct Machine {
     /// The same, before an opening that may go on with an older bucket.
     forgotten: (u64, u64),
     pub prng: Prng,
+    /// When this host came to be.
+    pub since: Instant,
     opened: u64,
 }
 
@@ -128,6 +153,7 @@ impl Machine {
             seen: (0, 0),
             forgotten: (0, 0),
             prng: Prng::new(seed),
+            since: Instant::now(),
             opened: seed,
         }
     }
@@ -136,8 +162,8 @@ impl Machine {
         self.common.promises().note(format!("{}: {}", name(self.number), text.as_ref()));
     }
 
-    fn count(&self, event: &'static str) {
-        self.common.promises().count(event);
+    pub fn count(&self, event: &'static str) {
+        self.common.count(event);
     }
 
     fn is_disk_dead(&self) -> bool {
@@ -151,14 +177,12 @@ impl Machine {
 
     /// Opens the volume; the process may die on the way.
     pub async fn open(&mut self, agreed: Agreed, death: Option<Death>) {
-        self.note(format!("open {agreed:?} {death:?}"));
+        self.note(format!("open {} {agreed:?} {death:?}", self.common.volume));
         self.opened = self.opened.wrapping_add(1);
         self.may_discard |= agreed.discard;
         let seed = self.opened;
-        let faulty =
-            Faulty::with_plan(self.common.watched.clone(), SeededPlan { seed, ..self.common.faults });
-        let line = Line::new(Arc::new(faulty), death);
-        let env = env(retrying(line.clone(), seed), &self.disks, seed, &name(self.number));
+        let (line, store) = self.common.connect(seed, death);
+        let env = env(below(store, &self.common.volume), &self.disks, seed, &name(self.number));
         let durable = self.common.promises().durable();
         if agreed.rollback {
             // From here on it may be noted that the older bucket is what was wanted.
@@ -214,16 +238,15 @@ impl Machine {
                 return self.die();
             }
         };
-        let origin = origin(&self.common.direct, &self.common.watched.promises, newest).await;
-        let origin = origin.unwrap_or_else(|wrong| panic!("{wrong}"));
-        let own = self.last == Some(origin.key) && origin.hosts.iter().all(|host| *host == name(self.number));
+        let descent = self.common.descent(newest).await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        let own = self.is_all_of_it(&descent);
         let mut promises = self.common.promises();
         let kept = self.last.map_or(0, |last| match self.kept {
             Kept::Nothing => 0,
             Kept::Flushed => promises.tenures[&last].flushed,
             Kept::Acknowledged => promises.tenures[&last].acknowledged,
         });
-        let mut from = origin.key;
+        let mut from = descent.key;
         let mut at = promises.find(from, &image, durable, if own { kept } else { 0 });
         // Over an older bucket the log may go on through all tenures under which it was written since.
         if at.is_err() && promises.rolled_back {
@@ -281,9 +304,9 @@ impl Machine {
     pub async fn second_process(&mut self) {
         self.opened = self.opened.wrapping_add(1);
         let seed = self.opened;
-        let plan = SeededPlan { seed, ..self.common.faults };
-        let faulty = Faulty::with_plan(self.common.watched.clone(), plan);
-        let mut env = env(retrying(faulty.clone(), seed), &self.disks, seed, &name(self.number));
+        let faulty = self.common.faulty(seed);
+        let store = below(retrying(faulty.clone(), seed), &self.common.volume);
+        let mut env = env(store, &self.disks, seed, &name(self.number));
         env.local = Arc::new(Held);
         let settings = self.common.settings.clone();
         let whatever = Agreed { takeover: true, rollback: true, discard: true };
@@ -315,12 +338,10 @@ impl Machine {
         let progress = *volume.core().progress.borrow();
         let manifest = self.common.direct.load_manifest(progress.generation, progress.epoch).await;
         let Ok(Some(manifest)) = manifest else { return };
-        let origin = origin(&self.common.direct, &self.common.watched.promises, &manifest.manifest).await;
-        let origin = origin.unwrap_or_else(|wrong| panic!("{wrong}"));
-        let mut promises = self.common.promises();
-        let found = promises.find(origin.key, &parts.concat(), durable, 0);
+        let descent = self.common.descent(&manifest.manifest).await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        let found = self.common.promises().find(descent.key, &parts.concat(), durable, 0);
         found.unwrap_or_else(|wrong| panic!("a reader on {}: {wrong}", name(self.number)));
-        promises.count("read beside a writer");
+        self.count("read beside a writer");
     }
 
     /// Not opened: was there a reason?
@@ -358,9 +379,13 @@ impl Machine {
             return false;
         }
         let newest = self.common.direct.newest_manifest().await.expect("a bucket that is whole").manifest;
-        let origin = origin(&self.common.direct, &self.common.watched.promises, &newest).await;
-        let origin = origin.unwrap_or_else(|wrong| panic!("{wrong}"));
-        self.last == Some(origin.key) && origin.hosts.iter().all(|host| *host == name(self.number))
+        let descent = self.common.descent(&newest).await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        self.is_all_of_it(&descent)
+    }
+
+    /// Whether it goes back to this host's last tenure, through manifests of this host alone.
+    fn is_all_of_it(&self, descent: &Descent) -> bool {
+        self.last == Some(descent.key) && descent.hosts.iter().all(|host| *host == name(self.number))
     }
 
     /// An error of a volume that was open: was there a reason?

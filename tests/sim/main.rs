@@ -11,7 +11,12 @@ mod host;
 mod rig;
 
 mod act;
+mod alone;
 mod bucket;
+mod clones;
+mod end;
+mod family;
+mod journal;
 mod line;
 mod machine;
 mod promises;
@@ -30,7 +35,7 @@ fn every_history_of_hosts_keeps_what_was_promised() {
     let counts = run(Seeds::from_environment(SEEDS));
     // What never happens is not tested.
     if counts.histories >= SEEDS {
-        for event in promises::EVENTS {
+        for event in journal::EVENTS {
             assert!(counts.events.get(event).is_some_and(|count| *count > 0), "never: {event}\n{counts}");
         }
     }

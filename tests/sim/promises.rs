@@ -18,42 +18,13 @@ use s3bd::{
 };
 use wal::Lsn;
 
-use crate::snapshots::{Known, Snapshots};
+use crate::{
+    journal::Journal,
+    snapshots::{Known, Snapshots},
+};
 
 /// Generation and nonce.
 pub type Key = (u64, u64);
-
-/// What has to happen in a run of many histories, or the simulation does not test what it says.
-pub const EVENTS: [&str; 28] = [
-    "opened",
-    "took over",
-    "replayed",
-    "resized",
-    "rolled back",
-    "in use",
-    "fenced",
-    "diverged",
-    "discarded",
-    "rollback found",
-    "rollback accepted",
-    "killed",
-    "power lost",
-    "disk full",
-    "sync failed",
-    "state put back",
-    "state lost",
-    "state copied",
-    "put back under writers",
-    "locked",
-    "read beside a writer",
-    "paused",
-    "snapshot taken",
-    "snapshot deleted",
-    "snapshot read",
-    "snapshot checked",
-    "object collected",
-    "bucket checked",
-];
 
 /// Content after one change.
 #[derive(Clone, Debug)]
@@ -80,6 +51,8 @@ pub struct Tenure {
 #[derive(Debug)]
 pub struct Moment {
     pub contents: Contents,
+    /// The volumes whose objects this one reads, itself first.
+    pub needs: Vec<String>,
     pub change: String,
     /// How many points were known durable by then.
     pub durable: usize,
@@ -87,15 +60,15 @@ pub struct Moment {
     pub snapshots: BTreeMap<String, Known>,
 }
 
-/// An older copy of the bucket, and what was durable in it.
+/// What was durable when the bucket was copied.
 #[derive(Clone, Debug)]
-pub struct Copy {
-    pub contents: Contents,
+pub struct Past {
     durable: Vec<u64>,
     snapshots: BTreeMap<String, Known>,
+    rollbacks: u64,
 }
 
-/// Everything that is known.
+/// Everything that is known of one volume.
 #[derive(Debug)]
 pub struct Promises {
     pub tenures: BTreeMap<Key, Tenure>,
@@ -109,18 +82,18 @@ pub struct Promises {
     pub rolled_back: bool,
     /// It was put back under running writers, just now: nothing counts as published until it is done as it should be.
     pub torn: bool,
-    /// What was sealed with each salt.
-    pub salts: BTreeMap<Bytes, Bytes>,
-    pub events: BTreeMap<&'static str, u64>,
-    trace: Arc<Mutex<Vec<String>>>,
-    started: tokio::time::Instant,
+    /// How often a host was about to go back to a snapshot.
+    rollbacks: u64,
+    /// Its header was put at some time.
+    pub was_volume: bool,
+    journal: Arc<Mutex<Journal>>,
 }
 
 impl Promises {
-    /// A fresh volume: zeros, by generation 0.
-    pub fn new(size_bytes: u64, trace: Arc<Mutex<Vec<String>>>) -> Self {
-        let zeros = Point { id: 0, image: Arc::new(vec![0; size_bytes as usize]), end: None };
-        let first = Tenure { host: usize::MAX, line: vec![zeros], acknowledged: 0, flushed: 0 };
+    /// A fresh volume, by generation 0: `image` is what it begins with.
+    pub fn new(image: Vec<u8>, journal: Arc<Mutex<Journal>>) -> Self {
+        let made = Point { id: 0, image: Arc::new(image), end: None };
+        let first = Tenure { host: usize::MAX, line: vec![made], acknowledged: 0, flushed: 0 };
         Self {
             tenures: BTreeMap::from([((0, 0), first)]),
             durable: vec![0],
@@ -130,20 +103,18 @@ impl Promises {
             manifests: BTreeMap::new(),
             rolled_back: false,
             torn: false,
-            salts: BTreeMap::new(),
-            events: BTreeMap::new(),
-            trace,
-            started: tokio::time::Instant::now(),
+            rollbacks: 0,
+            was_volume: false,
+            journal,
         }
     }
 
     pub fn note(&self, text: impl AsRef<str>) {
-        let line = format!("{:>9} ms  {}", self.started.elapsed().as_millis(), text.as_ref());
-        self.trace.lock().unwrap().push(line);
+        self.journal.lock().unwrap().note(text);
     }
 
-    pub fn count(&mut self, event: &'static str) {
-        *self.events.entry(event).or_default() += 1;
+    pub fn count(&self, event: &'static str) {
+        self.journal.lock().unwrap().count(event);
     }
 
     fn tenure(&mut self, key: Key) -> &mut Tenure {
@@ -170,6 +141,7 @@ impl Promises {
 
     /// A change that makes the content all of this is sent off: the index of its point.
     pub fn send_back(&mut self, key: Key, image: &[u8]) -> usize {
+        self.rollbacks += 1;
         self.send_image(key, image.to_vec())
     }
 
@@ -288,33 +260,39 @@ impl Promises {
         assert!(before.is_none(), "two tenures with one name: {key:?}");
     }
 
-    /// The bucket changed.
-    pub fn changed(&mut self, change: String, contents: Contents) {
-        self.note(format!("bucket: {change}"));
+    /// The bucket changed, and the volume is to be rebuilt from it, out of the objects of those that it `needs`.
+    pub fn changed(&mut self, change: &str, contents: &Contents, needs: Vec<String>) {
         if self.torn {
             return;
         }
+        let (change, contents) = (change.to_owned(), contents.clone());
         let snapshots = self.snapshots.known.clone();
-        self.moments.push(Moment { contents, change, durable: self.durable.len(), snapshots });
+        self.moments.push(Moment { contents, needs, change, durable: self.durable.len(), snapshots });
     }
 
-    /// Something was put: whether it is a manifest that lines go through.
-    pub fn keep_manifest(&mut self, key: &str, body: &[Bytes]) {
-        if key.starts_with(names::MANIFESTS) {
+    /// Something of the volume was put, under a name below its own.
+    pub fn put(&mut self, name: &str, body: &[Bytes]) {
+        self.was_volume |= name == names::HEADER;
+        if name.starts_with(names::MANIFESTS) {
             let bytes = body.concat();
             self.manifests.insert(digest(&bytes), bytes.into());
         }
     }
 
-    /// A copy to be put back later.
-    pub fn copy(&self, contents: Contents) -> Copy {
-        Copy { contents, durable: self.durable.clone(), snapshots: self.snapshots.known.clone() }
+    /// What to go back to, should the bucket be copied now and put back later.
+    pub fn past(&self) -> Past {
+        let (durable, snapshots) = (self.durable.clone(), self.snapshots.known.clone());
+        Past { durable, snapshots, rollbacks: self.rollbacks }
     }
 
-    /// The copy was put back: what was promised since is gone.
-    pub fn put_back(&mut self, copy: &Copy) {
-        self.durable = copy.durable.clone();
-        self.snapshots.known = copy.snapshots.clone();
-        self.rolled_back = true;
+    /// Whether nobody went back to a snapshot since. A log has nothing of that.
+    pub fn has_gone_on_since(&self, past: &Past) -> bool {
+        self.rollbacks == past.rollbacks
+    }
+
+    /// The bucket of then was put back: what was promised since is gone.
+    pub fn put_back(&mut self, past: &Past) {
+        self.durable = past.durable.clone();
+        self.snapshots.known = past.snapshots.clone();
     }
 }

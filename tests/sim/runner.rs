@@ -96,12 +96,12 @@ pub fn run_seed(seed: u64) -> Ran {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_time().start_paused(true).build().expect("a runtime");
     let run = AssertUnwindSafe(|| runtime.block_on(history(seed, Arc::clone(&trace))));
-    let promises = std::panic::catch_unwind(run).ok();
+    let events = std::panic::catch_unwind(run).ok();
     drop(runtime);
     RUNNING.with(|running| *running.borrow_mut() = false);
     let failure = PANIC.with(|panic| panic.borrow_mut().take());
     let trace = trace.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-    Ran { trace, events: promises.map(|promises| promises.events).unwrap_or_default(), failure }
+    Ran { trace, events: events.unwrap_or_default(), failure }
 }
 
 /// Runs all of them; panics with the trace of the first that fails.

@@ -2,22 +2,20 @@
 //!
 //! # Overview
 //! A name is given once in a history, and its content is settled when the host asks for it: whatever becomes of the answer,
-//! a snapshot of that name holds that. Whether there is one is known from the answers alone. What takeovers take has names
-//! that nobody asked for; it holds a point of the line of which it was taken.
+//! a snapshot of that name holds that. Whether there is one is known from the answers alone. What takeovers take, and what is
+//! taken for a clone, has names that nobody asked for; it holds a point of the line of which it was taken.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use s3bd::{
-    format::manifest::{Manifest, Snapshot},
+    format::manifest::{CloneRef, Manifest, Snapshot},
     nbd::Device,
     volume::{
         Volume,
         bucket::Bucket,
         error::VolumeError,
         open::{open_snapshot, open_snapshot_alone, pinned_manifest},
+        pins::snapshot_name,
         settings::Settings,
         snapshots::{Change, SnapshotTable},
     },
@@ -25,10 +23,9 @@ use s3bd::{
 use wal::disk::sim::Prng;
 
 use crate::{
-    bucket::origin,
+    family::may_depend,
     host::{Disks, env},
-    machine::{Machine, Process, name},
-    promises::Promises,
+    machine::{Common, Machine, Process, name},
 };
 
 /// Beyond them one is deleted where one would be taken.
@@ -47,8 +44,17 @@ pub enum Known {
 #[derive(Debug, Default)]
 pub struct Snapshots {
     /// What each holds, wherever there is one.
-    images: BTreeMap<String, Arc<Vec<u8>>>,
+    pub images: BTreeMap<String, Arc<Vec<u8>>>,
     pub known: BTreeMap<String, Known>,
+}
+
+impl Snapshots {
+    /// Something is known of one, by its name; of a name that comes back, nothing ever is.
+    fn know(&mut self, name: &str, known: Known) {
+        if !name.starts_with(&snapshot_name("", 1)) {
+            self.known.insert(name.to_owned(), known);
+        }
+    }
 }
 
 /// All that a snapshot holds.
@@ -59,32 +65,32 @@ async fn read(volume: &Volume) -> Result<Vec<u8>, String> {
 
 /// Compares what was read of a snapshot with what it was taken of.
 async fn compare(
+    common: &Common,
     bucket: &Bucket,
-    promises: &Mutex<Promises>,
     snapshot: &Snapshot,
     found: &[u8],
 ) -> Result<(), String> {
     if found.len() as u64 != snapshot.size_bytes {
         return Err(format!("it has {} bytes, and says {}", found.len(), snapshot.size_bytes));
     }
-    let image = promises.lock().unwrap().snapshots.images.get(&snapshot.name).cloned();
+    let image = common.promises().snapshots.images.get(&snapshot.name).cloned();
     match image {
         Some(image) if *image == found => Ok(()),
         Some(_) => Err("it does not hold what was acknowledged when it was taken".to_owned()),
         None => {
             // Deleted meanwhile, by whoever took the volume.
             let Ok(pinned) = pinned_manifest(bucket, snapshot).await else { return Ok(()) };
-            let origin = origin(bucket, promises, &pinned.manifest).await?;
-            promises.lock().unwrap().find(origin.key, found, 1, 0).map(|_| ())
+            let descent = common.descent(&pinned.manifest).await?;
+            common.promises().find(descent.key, found, 1, 0).map(|_| ())
         }
     }
 }
 
 /// Whether the bucket has the snapshots that it has to have, and, with `thorough`, what they hold.
 pub async fn check(
+    common: &Common,
     bucket: &Bucket,
     settings: &Settings,
-    promises: &Mutex<Promises>,
     newest: &Manifest,
     known: &BTreeMap<String, Known>,
     thorough: bool,
@@ -105,17 +111,17 @@ pub async fn check(
         let compared = async {
             let opened = open_snapshot_alone(env, bucket.clone(), settings.clone(), &snapshot.name).await;
             let found = read(&opened.map_err(|error| error.to_string())?).await?;
-            compare(bucket, promises, snapshot, &found).await
+            compare(common, bucket, snapshot, &found).await
         };
         compared.await.map_err(|wrong| format!("snapshot {}: {wrong}", snapshot.name))?;
-        promises.lock().unwrap().count("snapshot checked");
+        common.count("snapshot checked");
     }
     Ok(())
 }
 
 impl Machine {
     /// Of the snapshots that a process knows of, one.
-    fn choose(process: &Process, seed: u64) -> Option<Snapshot> {
+    pub fn choose(process: &Process, seed: u64) -> Option<Snapshot> {
         let state = process.volume.core().state();
         let count = state.snapshots.len() as u64;
         let chosen = Prng::new(seed).below(count.max(1)) as usize;
@@ -132,35 +138,63 @@ impl Machine {
             let name = format!("taken-{}", promises.snapshots.images.len());
             let image = promises.image(process.key);
             promises.snapshots.images.insert(name.clone(), image);
-            promises.snapshots.known.insert(name.clone(), Known::Perhaps);
+            promises.snapshots.know(&name, Known::Perhaps);
             (name, promises.last(process.key))
         };
         process.volume.core().change(Change::Take(name.clone())).await?;
-        self.changed(process, at, name, Known::Taken, "snapshot taken");
+        self.changed(process, at, &name, Known::Taken, "snapshot taken");
         Ok(())
     }
 
     pub async fn delete_snapshot(&self, process: &Process, seed: u64) -> Result<(), VolumeError> {
-        let Some(Snapshot { name, .. }) = Self::choose(process, seed) else { return Ok(()) };
+        match Self::choose(process, seed) {
+            Some(snapshot) => self.delete(process, &snapshot).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Deletes one; or finds that clones depend on it.
+    pub async fn delete(&self, process: &Process, snapshot: &Snapshot) -> Result<(), VolumeError> {
+        let name = &snapshot.name;
         let at = {
             let mut promises = self.common.promises();
             // Deleted by another host, which took the volume: this one is not told before it publishes.
-            if promises.snapshots.known.get(&name) != Some(&Known::Deleted) {
-                promises.snapshots.known.insert(name.clone(), Known::Perhaps);
+            if promises.snapshots.known.get(name) != Some(&Known::Deleted) {
+                promises.snapshots.know(name, Known::Perhaps);
             }
             promises.last(process.key)
         };
-        process.volume.core().change(Change::Delete(name.clone())).await?;
-        self.changed(process, at, name, Known::Deleted, "snapshot deleted");
-        Ok(())
+        let before = self.common.watched.memory.snapshot();
+        let deleted = process.volume.core().change(Change::Delete(name.clone())).await;
+        let after = self.common.watched.memory.snapshot();
+        match deleted {
+            Ok(_) => {
+                let clones = self.common.watched.family().clones(&after, &self.common.volume, Some(name));
+                assert!(clones.is_empty() || self.common.promises().torn, "{name} is deleted under {clones:?}");
+                self.changed(process, at, name, Known::Deleted, "snapshot deleted");
+                Ok(())
+            }
+            Err(VolumeError::SnapshotInUse { clones, .. }) => {
+                let depends = |clone: &CloneRef| may_depend(&before, clone) || may_depend(&after, clone);
+                assert!(snapshot.clones.iter().any(depends), "{name} is kept for {clones:?}");
+                self.common.count("deletion refused");
+                Ok(())
+            }
+            // Who depends on it, could not be found out.
+            Err(VolumeError::Store(error)) if self.common.faults.denied > 0 => {
+                self.note(format!("not deleted: {error}"));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// A change of the table was answered: it is published, with all before it.
-    fn changed(&self, process: &Process, at: usize, name: String, known: Known, event: &'static str) {
+    pub fn changed(&self, process: &Process, at: usize, name: &str, known: Known, event: &'static str) {
         let mut promises = self.common.promises();
         promises.count(event);
         if !promises.torn {
-            promises.snapshots.known.insert(name, known);
+            promises.snapshots.know(name, known);
         }
         promises.publish(process.key, at);
     }
@@ -231,7 +265,7 @@ impl Machine {
     }
 
     async fn compare(&self, snapshot: &Snapshot, found: &[u8]) {
-        let compared = compare(&self.common.direct, &self.common.watched.promises, snapshot, found).await;
+        let compared = compare(&self.common, &self.common.direct, snapshot, found).await;
         compared
             .unwrap_or_else(|wrong| panic!("snapshot {} on {}: {wrong}", snapshot.name, name(self.number)));
     }
