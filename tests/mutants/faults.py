@@ -271,6 +271,60 @@ FAULTS = [
         [("engine", "no_manifest_that_is_kept_needs_the_origin_of_a_flattened_clone")],
     ),
     Fault(
+        "clone-without-pin",
+        "a clone is made of a snapshot that is not pinned for it",
+        [(
+            "src/volume/pins.rs",
+            "        self.change(Change::Pin(name, clone)).await\n",
+            """        if ON {
+            return self.state().snapshots.get(&name).cloned();
+        }
+        self.change(Change::Pin(name, clone)).await
+""",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "unfinished-is-stale",
+        "the pin of a clone that is being made, or removed, counts as stale",
+        [(
+            "src/volume/pins.rs",
+            "        if may_be(&*store, name, clone.volume).await? {",
+            "        if !(ON && name == names::HEADER_UNFINISHED) && may_be(&*store, name, clone.volume).await? {",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "clone-numbers-from-one",
+        "a clone's objects have numbers that its origin's have",
+        [(
+            "src/volume/clone.rs",
+            "            next_sequence: pinned.next_sequence,",
+            "            next_sequence: if ON { crate::format::ids::Sequence(1) } else { pinned.next_sequence },",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "clone-of-maps-alone",
+        "a clone leaves out what its snapshot has on top of the maps",
+        [(
+            "src/volume/clone.rs",
+            "            inherited: pinned.inherited.iter().copied().chain(own).collect(),",
+            "            inherited: pinned.inherited.iter().copied().chain(own).filter(|_| !ON).collect(),",
+        )],
+        [SIM],
+    ),
+    Fault(
+        "removed-under-clones",
+        "a volume is removed whoever depends on it",
+        [(
+            "src/volume/remove.rs",
+            "    if clones.is_empty() { Ok(table.len()) }",
+            "    if clones.is_empty() || ON { Ok(table.len()) }",
+        )],
+        [SIM],
+    ),
+    Fault(
         "unverified-cache",
         "what the cache holds and does not open is served as zeros",
         [(

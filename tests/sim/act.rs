@@ -52,7 +52,12 @@ pub enum Act {
     },
     /// Of the volume, as it is open or by a command that opens it.
     MakeClone(Option<Death>),
-    Flatten,
+    /// Writes while that goes on.
+    Flatten {
+        offset: u64,
+        length: u64,
+        death: Option<Death>,
+    },
     Collect,
     Remove {
         takeover: bool,
@@ -83,7 +88,7 @@ impl Machine {
             None if self.common.promises().torn => Act::Sleep(self.sleep_ms()),
             None => self.draw_down(others),
             Some(_) => match self.draw_up() {
-                Act::SecondProcess | Act::MakeClone(_) | Act::Flatten | Act::Collect
+                Act::SecondProcess | Act::MakeClone(_) | Act::Flatten { .. } | Act::Collect
                     if self.common.promises().torn =>
                 {
                     Act::Sleep(self.sleep_ms())
@@ -132,7 +137,10 @@ impl Machine {
         let (offset, length) = (range.start, range.end - range.start);
         match self.prng.below(1000) {
             0..15 => Act::SecondProcess,
-            15..30 => Act::Flatten,
+            15..30 => {
+                let death = self.perhaps(30);
+                Act::Flatten { offset, length, death }
+            }
             30..38 => Act::Collect,
             38..60 => {
                 let death = self.perhaps(40);
@@ -284,7 +292,12 @@ impl Machine {
             done = self.answer(process, &act, noise_seed) => Some(done),
         };
         match done {
-            None => self.die(),
+            None => {
+                if matches!(act, Act::Flatten { .. }) {
+                    self.count("flattening died");
+                }
+                self.die();
+            }
             Some(Ok(())) if close => {
                 self.note_published();
                 self.process.take().unwrap().line.cut();
@@ -319,7 +332,9 @@ impl Machine {
             Act::Read { offset, length } => self.read(process, offset, length).await,
             Act::TakeSnapshot => self.take_snapshot(process).await,
             Act::DeleteSnapshot => self.delete_snapshot(process, noise_seed).await,
-            Act::Flatten => self.flatten(process).await,
+            Act::Flatten { offset, length, death } => {
+                self.flatten(process, death, self.write(process, offset, length, noise_seed)).await
+            }
             Act::Collect => self.collect(process).await,
             Act::RollBack { keep } => self.roll_back(process, noise_seed, keep).await,
             Act::ReadSnapshot => self.read_snapshot(process, noise_seed).await,

@@ -65,21 +65,27 @@ impl Common {
         Bucket { store: below(Arc::new(memory), &self.volume), ..self.direct.clone() }
     }
 
+    /// Reads all of it, as of the newest manifest: the point of its line, which has all that was durable.
+    async fn open_alone(&self, bucket: &Bucket, settings: Settings, durable: usize) -> Result<usize, String> {
+        let newest = bucket.newest_manifest().await.map_err(|error| error.to_string())?.manifest;
+        let descent = self.descent(&newest).await?;
+        let env = env(Arc::clone(&bucket.store), &Disks::new(), 1, &name(usize::MAX));
+        let volume =
+            open_read_only(env, bucket.clone(), settings).await.map_err(|error| error.to_string())?;
+        let found = volume.read(0, newest.size_bytes as u32).await;
+        let found = found.map_err(|error| error.to_string())?.concat();
+        self.promises().find(descent.key, &found, durable, 0)
+    }
+
     /// Rebuilds the volume from the bucket alone: a prefix of the winning line with all that was durable by then.
     /// With `thorough`, the content of each of its snapshots, too.
     pub async fn check(&self, moment: Moment, thorough: bool) {
         let bucket = self.alone(moment.contents, &moment.needs);
         let checked = async {
-            let newest = bucket.newest_manifest().await.map_err(|error| error.to_string())?.manifest;
-            let descent = self.descent(&newest).await?;
             let settings = Settings { cache_bytes_max: 0, ..self.settings.clone() };
+            let newest = bucket.newest_manifest().await.map_err(|error| error.to_string())?.manifest;
             snapshots::check(self, &bucket, &settings, &newest, &moment.snapshots, thorough).await?;
-            let env = env(Arc::clone(&bucket.store), &Disks::new(), 1, &name(usize::MAX));
-            let size_bytes = newest.size_bytes as u32;
-            let volume =
-                open_read_only(env, bucket.clone(), settings).await.map_err(|error| error.to_string())?;
-            let found = volume.read(0, size_bytes).await.map_err(|error| error.to_string())?.concat();
-            self.promises().find(descent.key, &found, moment.durable, 0)
+            self.open_alone(&bucket, settings, moment.durable).await
         };
         if let Err(wrong) = checked.await {
             panic!("{} from the bucket alone, after {}: {wrong}", self.volume, moment.change);

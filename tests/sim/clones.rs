@@ -5,7 +5,7 @@
 //! with its host or without it. What is left of one that died is a volume, or something that is no volume, and that the next
 //! one finds and clears.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use s3bd::{
     format::slot::Argon2,
@@ -72,17 +72,26 @@ impl Machine {
             }
         };
         let contents = self.common.watched.memory.snapshot();
-        let again = prng.below(2) == 0;
+        let again = prng.below(8) > 0;
         let named = self.common.watched.family().begin(&contents, &self.common.volume, &image, again);
         let Some(name) = named else { return false };
-        let wanted = Wanted { name, snapshot, clear_first: prng.below(4) > 0, seed };
+        let wanted = Wanted { name, snapshot, clear_first: prng.below(2) == 0, seed };
         let Wanted { name, snapshot, .. } = &wanted;
         self.note(format!("makes {name} of {} at {snapshot:?}, {death:?}", self.common.volume));
         let (line, store) = self.common.connect(seed, death);
+        let (is_beside, interval) = (prng.below(2) == 0, Duration::from_millis(1 + prng.below(50)));
+        // Others let go meanwhile of what no clone needs; how they fare is nothing to the clone.
+        let beside = async {
+            loop {
+                let _ = process.volume.core().release_stale(None).await;
+                tokio::time::sleep(interval).await;
+            }
+        };
         let done = tokio::select! {
             biased;
             () = line.died() => None,
             done = self.make(process, &store, &wanted) => Some(done),
+            () = beside, if is_beside => None,
         };
         line.cut();
         self.common.watched.family().ended(name);
@@ -161,15 +170,26 @@ impl Machine {
         Ok(Made::Whole)
     }
 
-    /// Makes the clone independent of its origin. Snapshots of its own keep it from that, so they go first.
-    pub async fn flatten(&self, process: &Process) -> Result<(), VolumeError> {
+    /// Makes the clone independent of its origin, while there is a `write`; the process may die. Snapshots of its own keep it
+    /// from that, so they go first.
+    pub async fn flatten(
+        &self,
+        process: &Process,
+        death: Option<Death>,
+        write: impl Future<Output = Result<(), VolumeError>>,
+    ) -> Result<(), VolumeError> {
         let core = process.volume.core();
         let snapshots: Vec<_> = core.state().snapshots.iter().cloned().collect();
         for snapshot in snapshots {
             self.delete(process, &snapshot).await?;
         }
         let at = self.common.promises().tenures[&process.key].acknowledged;
-        match core.flatten(|_| ()).await {
+        if let Some(death) = death {
+            process.line.set_death(death);
+        }
+        let (flattened, written) = tokio::join!(core.flatten(|_| ()), write);
+        written?;
+        match flattened {
             Ok(done) if done.origin.is_some() => {
                 let contents = self.common.watched.memory.snapshot();
                 assert!(is_independent(&contents, &self.common.volume), "it does not say so");

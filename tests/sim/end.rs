@@ -112,6 +112,8 @@ impl World {
             .findings
             .iter()
             .filter(|found| found.severity() > Severity::Note)
+            // Of a clone that was not made, put once more after that was taken back.
+            .filter(|found| !(self.faults.late > 0 && matches!(found, Finding::SlotForeign { .. })))
             .partition(|found| matches!(found, Finding::PinStale { .. }));
         assert!(faults.is_empty(), "fsck of {}: {faults:#?}", common.volume);
         for found in &stale {
@@ -143,7 +145,7 @@ impl World {
                 self.assert_gone(volume);
             } else {
                 let host = self.open(volume).await;
-                self.do_and_close(host, Act::Flatten).await;
+                self.do_and_close(host, Act::Flatten { offset: 0, length: 1, death: None }).await;
                 assert!(is_independent(&self.watched.memory.snapshot(), volume), "{volume} is flattened");
             }
         }

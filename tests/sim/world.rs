@@ -32,7 +32,7 @@ const ROUNDS: u64 = 40;
 pub struct World {
     pub watched: Watched,
     settings: Settings,
-    faults: SeededPlan,
+    pub faults: SeededPlan,
     /// Of each volume that there ever was.
     pub commons: BTreeMap<String, Common>,
     pub hosts: Vec<Machine>,
