@@ -74,7 +74,7 @@ impl Finding {
             | Self::ManifestReplaced { needed: false, .. } => Remedy::Nothing,
             Self::ObjectMissing { listed: true, .. }
             | Self::ObjectLength { listed: true, .. }
-            | Self::ObjectIndex { listed: true, .. }
+            | Self::ObjectIndex { listed: true, mirrored: false, .. }
             | Self::NoManifest
             | Self::ManifestDamaged { .. }
             | Self::ManifestMissing { .. }
@@ -85,6 +85,7 @@ impl Finding {
             Self::ObjectMissing { .. }
             | Self::ObjectLength { .. }
             | Self::ObjectIndex { .. }
+            | Self::ObjectMirror { .. }
             | Self::ObjectHeader { .. }
             | Self::PinStale { .. }
             | Self::UnfinishedLeft
