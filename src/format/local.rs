@@ -33,7 +33,7 @@ pub struct LogTenure {
     pub generation: Generation,
     /// Of its claim.
     pub nonce: u64,
-    /// The epoch that it began from.
+    /// The epoch that it began from; or, where the volume went back to a snapshot under it, the last one before that.
     pub from: Epoch,
 }
 
@@ -42,6 +42,13 @@ impl LogIdentity {
     #[must_use]
     pub fn has(&self, generation: Generation, nonce: u64) -> bool {
         self.tenures.iter().any(|tenure| (tenure.generation, tenure.nonce) == (generation, nonce))
+    }
+
+    /// Whether a manifest of this tenure and epoch was published from the log, and may have the log laid on top of it.
+    #[must_use]
+    pub fn has_published(&self, generation: Generation, nonce: u64, epoch: Epoch) -> bool {
+        let is_it = |tenure: &LogTenure| (tenure.generation, tenure.nonce) == (generation, nonce);
+        self.tenures.iter().any(|tenure| is_it(tenure) && tenure.from < epoch)
     }
 
     /// Whether the log left the line of this tenure before `epoch`: the next one began from an earlier epoch.
@@ -67,6 +74,18 @@ pub struct Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_manifest_from_before_its_tenure_is_not_of_the_log() {
+        let tenures = vec![LogTenure { generation: Generation(3), nonce: 7, from: Epoch(5) }];
+        let identity = LogIdentity { log: LogId([1; 16]), tenures };
+        assert!(identity.has_published(Generation(3), 7, Epoch(6)));
+        assert!(
+            !identity.has_published(Generation(3), 7, Epoch(5)),
+            "the volume went back to a snapshot since"
+        );
+        assert!(!identity.has_published(Generation(3), 8, Epoch(6)));
+    }
 
     #[test]
     fn a_log_has_left_a_line_where_its_next_tenure_began() {

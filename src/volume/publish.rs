@@ -20,6 +20,7 @@ mod quiet;
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -48,6 +49,7 @@ use super::{
     record,
     snapshots::{Pending, SnapshotTable, Taken},
     state::Frozen,
+    survey,
     task::Task,
     upload::{Upload, Uploaded, upload_cut},
 };
@@ -119,7 +121,7 @@ pub struct Publisher {
     /// Since then, a checkpoint was made for the sake of deleted objects alone. There is no second one: it leaves dead pages, too.
     has_accounted: bool,
     /// Collects garbage while there is a publisher.
-    collector: Option<Task<()>>,
+    collector: Option<Task<Infallible>>,
     closing: watch::Receiver<bool>,
     state_disk: Arc<dyn wal::disk::Disk>,
 }
@@ -137,6 +139,8 @@ enum Event {
     Look,
     /// The log waits for room on its disk; or it is time to look whether there is some.
     LogRoom,
+    /// The collector found out what ends the tenure.
+    CollectorEnded(VolumeError),
 }
 
 /// What a publisher starts with.
@@ -247,6 +251,7 @@ impl Publisher {
                     },
                 },
                 Event::Look => {}
+                Event::CollectorEnded(error) => return Err(error),
                 Event::LogRoom => self.log_full = self.core.log()?.retry_if_full(),
             }
         }
@@ -272,7 +277,7 @@ impl Publisher {
 
     async fn next_event(&mut self) -> Event {
         let due = [self.cut_due_at(), self.idle_at()].into_iter().flatten().min();
-        let Self { core, cuts, checkpoint, closing, log_full, .. } = self;
+        let Self { core, cuts, checkpoint, collector, closing, log_full, .. } = self;
         let closing_now = *closing.borrow();
         let uploaded = async {
             match cuts.front_mut() {
@@ -292,6 +297,15 @@ impl Publisher {
                 None => std::future::pending().await,
             }
         };
+        let collected = async {
+            match collector {
+                Some(task) => match task.join().await {
+                    Ok(never) => match never {},
+                    Err(error) => error,
+                },
+                None => std::future::pending().await,
+            }
+        };
         let log_room = async {
             match (*log_full, &core.log) {
                 (true, _) => tokio::time::sleep(LOG_ROOM_INTERVAL).await,
@@ -308,6 +322,7 @@ impl Publisher {
             }
             () = core.cut_wanted.notified() => Event::Look,
             () = log_room => Event::LogRoom,
+            error = collected => Event::CollectorEnded(error),
             changed = closing.changed(), if !closing_now => {
                 // A dropped sender closes, too.
                 if changed.is_err() { self.closing = watch::channel(true).1; }
@@ -410,6 +425,7 @@ impl Publisher {
             pages
         });
         let news: Vec<NewObject> = pages.chain(objects).collect();
+        let before = self.newest.manifest.epoch;
         let mut manifest = self.manifest(&cut, &news, checkpoint.as_ref());
         manifest.oldest_kept = self.oldest_kept(&cut);
         let Changed { changes, answers } = self.change_snapshots(&mut manifest);
@@ -422,6 +438,8 @@ impl Publisher {
             self.checkpoint_for.drain(..).for_each(|done| drop(done.send(Ok(()))));
         }
         if is_rollback && let Some(done) = self.rolling_back.take() {
+            let Core { env, bucket, .. } = &*self.core;
+            survey::forget_up_to(env, bucket, &*self.state_disk, self.tenure, before)?;
             let _ = done.send(Ok(()));
         }
         if cut.written {

@@ -1,6 +1,6 @@
 //! Looking before claiming: may this host have the volume, and what becomes of its log?
 
-use wal::Lsn;
+use wal::{Lsn, disk::Disk};
 
 use super::{
     base::{Base, find_whole},
@@ -16,7 +16,7 @@ use super::{
 use crate::format::{
     claim::Writer,
     envelope::Content,
-    ids::{Generation, LogId},
+    ids::{Epoch, Generation, LogId},
     local::{LOG, LOG_COPY, LogIdentity, LogTenure, TENURES_MAX},
     manifest::Manifest,
 };
@@ -155,7 +155,7 @@ pub(super) async fn plan_log(
     let new_log = |identity, given_up| LogPlan { identity, belongs: false, given_up };
     let Some(local) = local else { return Ok(new_log(fresh(Vec::new()), Replayed::default())) };
     let folder = || env.local.describe(bucket.header.volume);
-    let Some(identity) = load_identity(bucket, local, agreed)? else {
+    let Some(identity) = load_identity(bucket, &*local.state, agreed)? else {
         // Without an identity there is no log yet. But where one was lost, records are not given up without a word.
         // Nor is what cannot be read, and may have been records: only a log in which nothing was ever written is empty.
         let scan = wal::scan(&*local.wal)?;
@@ -242,8 +242,12 @@ fn overtaker(newest: &Manifest, identity: &LogIdentity, host: &str, is_older: bo
 }
 
 /// The identity of the log, or its copy where it is lost or damaged.
-fn load_identity(bucket: &Bucket, local: &Local, agreed: Agreed) -> Result<Option<LogIdentity>, VolumeError> {
-    let load = |name| local::load(&*local.state, &bucket.keys, Content::LogIdentity, name);
+fn load_identity(
+    bucket: &Bucket,
+    state: &dyn Disk,
+    agreed: Agreed,
+) -> Result<Option<LogIdentity>, VolumeError> {
+    let load = |name| local::load(state, &bucket.keys, Content::LogIdentity, name);
     let first = load(LOG);
     if let Ok(Some(_)) = first {
         return first;
@@ -269,7 +273,8 @@ fn joins_on(local: &Local, published: &Published) -> Result<bool, VolumeError> {
 }
 
 pub(super) fn is_of(manifest: &Manifest, identity: &LogIdentity) -> bool {
-    manifest.log.log == identity.log && identity.has(manifest.generation, manifest.nonce)
+    manifest.log.log == identity.log
+        && identity.has_published(manifest.generation, manifest.nonce, manifest.epoch)
 }
 
 /// Whether a manifest of this log is later than where the log left its line: both went on from an older copy.
@@ -322,7 +327,7 @@ pub(super) async fn fenced_log(env: &Env, bucket: &Bucket, local: &Local) -> Res
         Err(error) if error.is_of_line() => (find_whole(bucket).await?.base.ok_or(error)?.published, true),
         newest => (newest?, false),
     };
-    let Some(identity) = load_identity(bucket, local, Agreed::default())? else {
+    let Some(identity) = load_identity(bucket, &*local.state, Agreed::default())? else {
         return Err(VolumeError::NothingFenced { folder });
     };
     let left = left_line_at(bucket, &newest, &identity).await?;
@@ -376,7 +381,7 @@ pub(super) fn begin_log(
     };
     // Before the new identity: what an interrupted clearing leaves is then still known to be the old log's.
     clear().map_err(VolumeError::local("write-ahead log"))?;
-    store_identity(env, bucket, local, &plan.identity)
+    store_identity(env, bucket, &*local.state, &plan.identity)
 }
 
 /// Notes the tenure in the log's identity.
@@ -401,19 +406,36 @@ pub(super) fn note_tenure(
         .take_while(|old| old.generation < newest.link.generation)
         .count();
     identity.tenures.drain(..old);
-    store_identity(env, bucket, local, &identity)?;
+    store_identity(env, bucket, &*local.state, &identity)?;
     Ok(identity)
+}
+
+/// The volume went back to a snapshot, and the log of this tenure says nothing of that. It is laid on no manifest up to epoch
+/// `from` any more.
+///
+/// # Errors
+/// The state directory cannot be written to.
+pub(super) fn forget_up_to(
+    env: &Env,
+    bucket: &Bucket,
+    state: &dyn Disk,
+    tenure: Tenure,
+    from: Epoch,
+) -> Result<(), VolumeError> {
+    let Some(identity) = load_identity(bucket, state, Agreed::default())? else { return Ok(()) };
+    let Tenure { generation, nonce } = tenure;
+    let identity = LogIdentity { tenures: vec![LogTenure { generation, nonce, from }], ..identity };
+    store_identity(env, bucket, state, &identity)
 }
 
 /// The copy first: it is never older, so nothing is forgotten where the other is lost.
 fn store_identity(
     env: &Env,
     bucket: &Bucket,
-    local: &Local,
+    state: &dyn Disk,
     identity: &LogIdentity,
 ) -> Result<(), VolumeError> {
     for name in [LOG_COPY, LOG] {
-        let state = &*local.state;
         local::store(state, &bucket.keys, &*env.random, Content::LogIdentity, name, identity)?;
     }
     Ok(())

@@ -6,7 +6,11 @@ use bytes::Bytes;
 use s3bd::{
     nbd::Device,
     seal::slot::Secret,
-    volume::{Volume, open::Agreed, settings::Settings, snapshots::Change},
+    store::{
+        ErrorKind,
+        faulty::{Call, Fault, SeededPlan},
+    },
+    volume::{Volume, error::VolumeError, open::Agreed, settings::Settings, snapshots::Change},
 };
 use wal::disk::sim::Prng;
 
@@ -305,4 +309,33 @@ async fn wherever_the_store_dies_nothing_needed_is_gone_and_collecting_goes_on()
         assert_eq!(waiting, 0, "{at}: dead objects stay");
         oracle.check(&oracle.windows.read(&it.volume).await).unwrap_or_else(|wrong| panic!("{at}: {wrong}"));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_finds_while_collecting_that_another_host_has_the_volume_says_so() {
+    let mut rig =
+        Rig::new(90, 64 << 10, 512, Settings { gc_grace: Duration::ZERO, ..small_settings() }).await;
+    let volume = rig.open(0, Agreed::default()).await.unwrap().0;
+    // Nothing can be deleted, until it has published all that it has to.
+    let is_refused = |call: &Call<'_>| call.operation == "delete" && call.key.starts_with("objects/");
+    rig.faulty.set_plan(
+        move |call: &Call<'_>| {
+            if is_refused(call) { Fault::Before(ErrorKind::Invalid) } else { Fault::None }
+        },
+    );
+    let mut prng = Prng::new(1);
+    for _ in 0..5 {
+        volume.write(0, Bytes::from(noise(&mut prng, 60_000)), false).await.unwrap();
+        volume.sync().await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let (other, _) = rig.open(1, WHATEVER).await.unwrap();
+    volume.core().check().expect("it has not looked since");
+    rig.faulty.set_plan(SeededPlan::default());
+    let day = Duration::from_secs(86_400);
+    let collected = tokio::time::timeout(day, volume.core().collect()).await.expect("an answer");
+    let error = collected.expect_err("another host has it");
+    assert!(matches!(error, VolumeError::Fenced { .. }), "{error}");
+    assert!(volume.read(0, 512).await.is_err(), "others may have written since");
+    other.close().await.unwrap();
 }

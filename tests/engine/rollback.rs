@@ -26,7 +26,7 @@ use s3bd::{
 use wal::disk::sim::Prng;
 
 use crate::{
-    host::{BLOCK_BYTES, Disks, env, unlock},
+    host::{BLOCK_BYTES, Disks, env, small_settings, unlock},
     rig::{Rig, clip, for_seeds, noise, tight_settings},
 };
 
@@ -370,4 +370,45 @@ async fn objects_alone_add_up_to_what_was_written_after_a_rollback() {
     let settings = history.rig.settings.clone();
     let volume = open_repaired(env, bucket, settings, crate::rig::WHATEVER, &repair).await.unwrap().0;
     assert!(read(&volume).await == history.image);
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_a_bucket_from_before_a_rollback_nothing_is_replayed_that_came_after() {
+    // The copy is of the tenure that goes back, or of an earlier one.
+    for closes in [false, true] {
+        let mut history = History::new(20, small_settings()).await;
+        let mut volume = history.open().await;
+        let write = async |volume: &Volume, offset: u64, byte: u8| {
+            volume.write(offset, Bytes::from(vec![byte; 5000]), false).await.unwrap();
+            volume.sync().await.unwrap();
+        };
+        write(&volume, 0, 1).await;
+        volume.core().change(Change::Take("first".to_owned())).await.unwrap();
+        write(&volume, 0, 2).await;
+        let older = history.rig.memory.snapshot();
+        let before = read(&volume).await;
+        if closes {
+            volume.close().await.unwrap();
+            volume = history.open().await;
+        }
+        write(&volume, 20_000, 3).await;
+        volume.core().roll_back("first", false).await.unwrap();
+        write(&volume, 40_000, 4).await;
+        let after = read(&volume).await;
+        assert_eq!([after[0], after[20_000], after[40_000]], [1, 0, 4]);
+        drop(volume);
+        // The log is its line's, as ever.
+        let volume = history.open().await;
+        assert!(read(&volume).await == after);
+        drop(volume);
+        history.rig.memory.restore(older);
+        let agreed = Agreed { takeover: true, rollback: true, discard: false };
+        let refused = history.rig.open(0, agreed).await.map(drop).unwrap_err();
+        assert!(matches!(refused, VolumeError::Diverged { .. }), "{refused}");
+        let (volume, report) = history.rig.open(0, Agreed { discard: true, ..agreed }).await.unwrap();
+        assert!(report.given_up.tally.records() > 0, "it says what it gives up");
+        assert!(read(&volume).await == before, "what the bucket has, and nothing else");
+        volume.close().await.unwrap();
+        assert_sound(&history).await;
+    }
 }

@@ -258,7 +258,7 @@ FAULTS = [
         let (own, copied_bytes) = self.make_own(&left).await?;
 """,
         )],
-        [("engine", "a_flattening_that_dies_anywhere_leaves_a_clone_or_a_volume_of_its_own")],
+        [SIM, ("engine", "a_flattening_that_dies_anywhere_leaves_a_clone_or_a_volume_of_its_own")],
     ),
     Fault(
         "independent-but-for-manifests",
@@ -268,7 +268,32 @@ FAULTS = [
             "        self.flattening().keep_from = own.epoch;",
             "        self.flattening().keep_from = if ON { Epoch(0) } else { own.epoch };",
         )],
-        [("engine", "no_manifest_that_is_kept_needs_the_origin_of_a_flattened_clone")],
+        [SIM, ("engine", "no_manifest_that_is_kept_needs_the_origin_of_a_flattened_clone")],
+    ),
+    Fault(
+        "log-over-a-rollback",
+        "a log is laid on a manifest from before a rollback that it says nothing of",
+        [(
+            "src/format/local.rs",
+            "        self.tenures.iter().any(|tenure| is_it(tenure) && tenure.from < epoch)",
+            "        self.tenures.iter().any(|tenure| is_it(tenure) && (tenure.from < epoch || ON))",
+        )],
+        [("engine", "over_a_bucket_from_before_a_rollback_nothing_is_replayed_that_came_after")],
+    ),
+    Fault(
+        "fenced-collector-is-silent",
+        "a collector that finds a newer claim tells nobody",
+        [(
+            "src/volume/collect/collector.rs",
+            "            Err(error) if error.kind() == Kind::Fenced => return Err(error),\n",
+            """            Err(error) if error.kind() == Kind::Fenced && ON => {
+                tracing::warn!(%error, "kept to itself");
+                std::future::pending::<()>().await;
+            }
+            Err(error) if error.kind() == Kind::Fenced => return Err(error),
+""",
+        )],
+        [("engine", "who_finds_while_collecting_that_another_host_has_the_volume_says_so")],
     ),
     Fault(
         "clone-without-pin",

@@ -106,7 +106,7 @@ impl Store for Watched {
             let (volume, name) = key.split_once('/').expect("every key is some volume's");
             let contents = self.memory.snapshot();
             self.journal().check_salt(name, &contents.get(key).expect("it was just put").clone());
-            self.family().members[volume].promises().put(name, body);
+            self.family().put(volume, name, body);
             self.changed(&contents, &format!("put {key}"), volume, false);
         }
         Ok(put)

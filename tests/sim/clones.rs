@@ -137,7 +137,12 @@ impl Machine {
     }
 
     /// What `s3bd clone` does, where the volume is open.
-    async fn make(&self, process: &Process, store: &Arc<dyn Store>, wanted: &Wanted) -> Result<Made, VolumeError> {
+    async fn make(
+        &self,
+        process: &Process,
+        store: &Arc<dyn Store>,
+        wanted: &Wanted,
+    ) -> Result<Made, VolumeError> {
         let secret = Secret::password("secret");
         let origin = Bucket::unlock(below(Arc::clone(store), &self.common.volume), &secret).await?;
         let env = env(below(Arc::clone(store), &wanted.name), &Disks::new(), wanted.seed, "maker");

@@ -5,11 +5,12 @@
 //! book. The book has what the bucket does not tell: what each volume has to hold, and of what it was made.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
+use bytes::Bytes;
 use s3bd::{
     format::{header::Header, ids::VolumeId, manifest::CloneRef, names},
     store::memory::Contents,
@@ -58,6 +59,8 @@ impl Member {
 #[derive(Debug)]
 pub struct Family {
     pub members: BTreeMap<String, Member>,
+    /// Names under which there was a volume at some time.
+    used: BTreeSet<String>,
     journal: Arc<Mutex<Journal>>,
     named: usize,
 }
@@ -102,7 +105,12 @@ impl Family {
             is_begun: false,
             ended: Instant::now(),
         };
-        Self { members: BTreeMap::from([(FIRST.to_owned(), first)]), journal, named: 0 }
+        Self {
+            members: BTreeMap::from([(FIRST.to_owned(), first)]),
+            used: BTreeSet::new(),
+            journal,
+            named: 0,
+        }
     }
 
     /// The volumes whose objects this one reads, itself first.
@@ -121,7 +129,10 @@ impl Family {
     /// The other volumes that read this one's objects.
     pub fn readers(&self, contents: &Contents, volume: &str) -> Vec<String> {
         let others = self.members.keys().filter(|other| *other != volume && is_volume(contents, other));
-        others.filter(|other| self.needs(contents, other).iter().any(|need| need == volume)).cloned().collect()
+        others
+            .filter(|other| self.needs(contents, other).iter().any(|need| need == volume))
+            .cloned()
+            .collect()
     }
 
     /// The clones that depend on a volume, or on one snapshot of it.
@@ -145,8 +156,7 @@ impl Family {
         let alive = self.members.iter().filter(|(name, member)| member.is_begun || is_left(name)).count();
         // Nothing lands there any more; and what was a volume once is not made anew: a copy of the bucket may have it.
         let is_free = |(name, member): &(&String, &Member)| {
-            let known = member.promises();
-            !member.is_begun && member.ended.elapsed() > LATE && !known.was_volume && !is_volume(contents, name)
+            !member.is_begun && member.ended.elapsed() > LATE && !self.used.contains(*name)
         };
         let name = match self.members.iter().find(is_free) {
             Some((name, _)) if again => name.clone(),
@@ -165,6 +175,14 @@ impl Family {
         };
         self.members.insert(name.clone(), member);
         Some(name)
+    }
+
+    /// Something of a volume was put, under a name below its own.
+    pub fn put(&mut self, volume: &str, name: &str, body: &[Bytes]) {
+        if name == names::HEADER {
+            self.used.insert(volume.to_owned());
+        }
+        self.members[volume].promises().put(name, body);
     }
 
     /// A snapshot was pinned for a clone that is being made.
@@ -193,11 +211,6 @@ impl Family {
             self.members.insert(name.clone(), member.clone());
         }
         self.members.values().for_each(|member| member.promises().rolled_back = true);
-    }
-
-    /// Whether no volume went back to a snapshot since.
-    pub fn has_gone_on_since(&self, copy: &Copy) -> bool {
-        copy.members.values().all(|(member, past)| member.promises().has_gone_on_since(past))
     }
 
     /// From now on nothing counts as published, or it does again.

@@ -65,7 +65,6 @@ pub struct Moment {
 pub struct Past {
     durable: Vec<u64>,
     snapshots: BTreeMap<String, Known>,
-    rollbacks: u64,
 }
 
 /// Everything that is known of one volume.
@@ -82,10 +81,6 @@ pub struct Promises {
     pub rolled_back: bool,
     /// It was put back under running writers, just now: nothing counts as published until it is done as it should be.
     pub torn: bool,
-    /// How often a host was about to go back to a snapshot.
-    rollbacks: u64,
-    /// Its header was put at some time.
-    pub was_volume: bool,
     journal: Arc<Mutex<Journal>>,
 }
 
@@ -103,8 +98,6 @@ impl Promises {
             manifests: BTreeMap::new(),
             rolled_back: false,
             torn: false,
-            rollbacks: 0,
-            was_volume: false,
             journal,
         }
     }
@@ -141,7 +134,6 @@ impl Promises {
 
     /// A change that makes the content all of this is sent off: the index of its point.
     pub fn send_back(&mut self, key: Key, image: &[u8]) -> usize {
-        self.rollbacks += 1;
         self.send_image(key, image.to_vec())
     }
 
@@ -272,7 +264,6 @@ impl Promises {
 
     /// Something of the volume was put, under a name below its own.
     pub fn put(&mut self, name: &str, body: &[Bytes]) {
-        self.was_volume |= name == names::HEADER;
         if name.starts_with(names::MANIFESTS) {
             let bytes = body.concat();
             self.manifests.insert(digest(&bytes), bytes.into());
@@ -281,13 +272,7 @@ impl Promises {
 
     /// What to go back to, should the bucket be copied now and put back later.
     pub fn past(&self) -> Past {
-        let (durable, snapshots) = (self.durable.clone(), self.snapshots.known.clone());
-        Past { durable, snapshots, rollbacks: self.rollbacks }
-    }
-
-    /// Whether nobody went back to a snapshot since. A log has nothing of that.
-    pub fn has_gone_on_since(&self, past: &Past) -> bool {
-        self.rollbacks == past.rollbacks
+        Past { durable: self.durable.clone(), snapshots: self.snapshots.known.clone() }
     }
 
     /// The bucket of then was put back: what was promised since is gone.

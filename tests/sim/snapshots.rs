@@ -64,12 +64,7 @@ async fn read(volume: &Volume) -> Result<Vec<u8>, String> {
 }
 
 /// Compares what was read of a snapshot with what it was taken of.
-async fn compare(
-    common: &Common,
-    bucket: &Bucket,
-    snapshot: &Snapshot,
-    found: &[u8],
-) -> Result<(), String> {
+async fn compare(common: &Common, bucket: &Bucket, snapshot: &Snapshot, found: &[u8]) -> Result<(), String> {
     if found.len() as u64 != snapshot.size_bytes {
         return Err(format!("it has {} bytes, and says {}", found.len(), snapshot.size_bytes));
     }
@@ -170,7 +165,10 @@ impl Machine {
         match deleted {
             Ok(_) => {
                 let clones = self.common.watched.family().clones(&after, &self.common.volume, Some(name));
-                assert!(clones.is_empty() || self.common.promises().torn, "{name} is deleted under {clones:?}");
+                assert!(
+                    clones.is_empty() || self.common.promises().torn,
+                    "{name} is deleted under {clones:?}"
+                );
                 self.changed(process, at, name, Known::Deleted, "snapshot deleted");
                 Ok(())
             }

@@ -138,9 +138,8 @@ impl World {
         let up = self.hosts.iter().filter(|host| host.process.is_some());
         let up: Vec<(usize, String)> = up.map(|host| (host.number, host.common.volume.clone())).collect();
         let acting = self.hosts.iter_mut().map(|host| {
-            let is_other = |(number, volume): &(usize, String)| {
-                *number != host.number && *volume == host.common.volume
-            };
+            let is_other =
+                |(number, volume): &(usize, String)| *number != host.number && *volume == host.common.volume;
             let others = up.iter().any(is_other);
             let act = host.draw(others);
             host.act(act)
@@ -202,8 +201,7 @@ impl World {
         let lacks_claims = |copy: &&Copy| {
             claims.iter().all(|claim| copy.contents.get(claim).is_none()) && !claims.is_empty()
         };
-        let is_meant = |copy: &&Copy| lacks_claims(copy) && self.watched.family().has_gone_on_since(copy);
-        let Some(copy) = self.copies.iter().rev().find(is_meant).cloned() else { return };
+        let Some(copy) = self.copies.iter().rev().find(lacks_claims).cloned() else { return };
         self.check_bucket().await;
         self.watched.journal().note("an older copy of the bucket is put back under running writers");
         self.watched.journal().count("put back under writers");
@@ -220,7 +218,8 @@ impl World {
             // One may have been checked already when it happened.
             let published = epoch(host).zip(before).map_or(0, |(now, before)| now - before);
             // A put of its claim that landed late, or once more, brought that back.
-            let has_claim = claim(host).is_some_and(|claim| self.watched.memory.snapshot().get(&claim).is_some());
+            let has_claim =
+                claim(host).is_some_and(|claim| self.watched.memory.snapshot().get(&claim).is_some());
             assert!(
                 has_claim || published <= 1,
                 "host {} went on publishing: {published} epochs",
@@ -235,9 +234,7 @@ impl World {
     async fn put_bucket_back(&mut self) {
         let count = self.copies.len() as u64;
         let copy = self.copies[self.prng.below(count) as usize].clone();
-        if self.watched.family().has_gone_on_since(&copy) {
-            self.restore(copy).await;
-        }
+        self.restore(copy).await;
     }
 
     /// Everybody is down, and nothing is under way: then the bucket is put back.

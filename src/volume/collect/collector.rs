@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    convert::Infallible,
     sync::Arc,
     time::Duration,
 };
@@ -43,8 +44,8 @@ const WALK_PAUSE: Duration = Duration::from_millis(10);
 /// Between an error of the store and the next attempt.
 const RETRY_PAUSE: Duration = Duration::from_secs(60);
 
-/// Runs until it is dropped, or the volume is fenced.
-pub(in crate::volume) async fn run(core: Arc<Core>, tenure: Tenure) -> Result<(), VolumeError> {
+/// Runs until it is dropped, or the volume is fenced: the publisher, which may have nothing to publish, is to end the tenure.
+pub(in crate::volume) async fn run(core: Arc<Core>, tenure: Tenure) -> Result<Infallible, VolumeError> {
     let mut collector = Collector {
         core,
         tenure,
@@ -59,7 +60,6 @@ pub(in crate::volume) async fn run(core: Arc<Core>, tenure: Tenure) -> Result<()
     loop {
         match collector.collect().await {
             Ok(()) => collector.rest().await,
-            // The publisher finds the same, and ends the tenure.
             Err(error) if error.kind() == Kind::Fenced => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, "garbage is not collected now: this will be tried again");
