@@ -9,7 +9,7 @@
 //! - What lies on top of a tree is younger than its pages: a frame on top of one state is named by no page of its tree.
 //! - Memory holds what lies on top, the way down from the roots, and the leaves under way.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use futures::{
     future::{BoxFuture, FutureExt},
@@ -82,6 +82,8 @@ pub struct Compare<'a, P: Pages> {
     /// Still to be looked at, the next one last.
     pending: Vec<Pair>,
     loading: FuturesOrdered<Load<'a, P::Error>>,
+    /// What was loaded before what is being loaded.
+    loaded: VecDeque<Result<(Pair, Loaded), P::Error>>,
     /// What was last sent for is an inner page: its children come before all else.
     at_inner: bool,
 }
@@ -102,7 +104,8 @@ impl<'a, P: Pages> Compare<'a, P> {
         }
         pending.push(trees);
         let on_top = on_top(before, after);
-        Self { pages, before, after, on_top, pending, loading: FuturesOrdered::new(), at_inner: false }
+        let (loading, loaded) = (FuturesOrdered::new(), VecDeque::new());
+        Self { pages, before, after, on_top, pending, loading, loaded, at_inner: false }
     }
 
     /// The next runs whose place differs, ascending, with their place in the later state: a hole where it has none.
@@ -113,12 +116,16 @@ impl<'a, P: Pages> Compare<'a, P> {
     pub async fn next(&mut self) -> Result<Option<Vec<Extent>>, P::Error> {
         loop {
             while !self.at_inner
-                && self.loading.len() < PAGE_LOADS_MAX
+                && self.loading.len() + self.loaded.len() < PAGE_LOADS_MAX
                 && let Some(pair) = self.pending.pop()
             {
                 self.send(pair);
             }
-            let Some(loaded) = self.loading.next().await else { return Ok(None) };
+            let loaded = match self.loaded.pop_front() {
+                Some(loaded) => Some(loaded),
+                None => self.loading.next().await,
+            };
+            let Some(loaded) = loaded else { return Ok(None) };
             let (pair, pages) = loaded?;
             let found = if pair.level > 0 && pages.iter().any(Option::is_some) || pair.is_raised() {
                 self.at_inner = false;
@@ -130,6 +137,14 @@ impl<'a, P: Pages> Compare<'a, P> {
             if !found.is_empty() {
                 return Ok(Some(found));
             }
+        }
+    }
+
+    /// Ends what is under way. Before anything else is waited for that may read the same pages: each is loaded once at a time, by
+    /// whoever came first, and nobody looks at these loads meanwhile.
+    pub async fn settle(&mut self) {
+        while let Some(loaded) = self.loading.next().await {
+            self.loaded.push_back(loaded);
         }
     }
 

@@ -139,6 +139,7 @@ pub(super) async fn run(
         }
         job.delta = Arc::new(delta);
         let moved = done.map_or(Vec::new(), |before| before.moved);
+        compare.settle().await;
         let written = checkpoint::run(core, &job).await?;
         // The next batch goes on from these maps: their pages get their entries with it.
         delta = Delta::new(core.bucket.block_bytes(), job.delta.epoch);

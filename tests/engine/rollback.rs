@@ -10,7 +10,10 @@ use s3bd::{
     map::{extents::ExtentMap, tree},
     nbd::Device,
     seal::slot::Secret,
-    store::Store,
+    store::{
+        Store,
+        faulty::{Call, Fault},
+    },
     volume::{
         Volume,
         bucket::Bucket,
@@ -247,6 +250,37 @@ async fn shrunk(seed: u64) -> (History, Volume) {
     }
     volume.sync().await.unwrap();
     (history, volume)
+}
+
+/// The maps are compared with pages under way, and each step of the checkpoint reads pages, too: those that are on top already
+/// among them, which lie ahead of what was compared so far.
+#[tokio::test(start_paused = true)]
+async fn a_rollback_in_many_steps_waits_for_none_of_its_own_reads() {
+    // A leaf has four extents, one for each frame.
+    let settings = Settings { checkpoint_extents: 3, ..crate::host::small_settings() };
+    let mut history = History::new(5, settings).await;
+    let volume = history.open().await;
+    let fill = async |volume: &Volume, history: &mut History| {
+        let data = noise(&mut history.prng, SIZE as usize);
+        history.image.copy_from_slice(&data);
+        volume.write(0, Bytes::from(data), false).await.unwrap();
+    };
+    fill(&volume, &mut history).await;
+    history.take(&volume, "before").await.unwrap();
+    fill(&volume, &mut history).await;
+    volume.close().await.unwrap();
+    // Another host, which has no page near, and a store that takes its time.
+    let (volume, _) = history.rig.open(1, Agreed::default()).await.unwrap();
+    for leaf in [3, 6] {
+        volume.write(leaf * 512 * BLOCK, Bytes::from(vec![7; BLOCK as usize]), false).await.unwrap();
+    }
+    volume.sync().await.unwrap();
+    history.rig.faulty.set_plan(|_: &Call<'_>| Fault::Delay(Duration::from_secs(1)));
+    let rolled_back = tokio::time::timeout(Duration::from_secs(86_400), history.roll_back(&volume, "before"));
+    rolled_back.await.expect("it ends");
+    assert_eq!(read(&volume).await, history.image);
+    volume.close().await.unwrap();
+    assert_sound(&history).await;
 }
 
 #[tokio::test(start_paused = true)]

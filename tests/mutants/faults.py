@@ -415,4 +415,10 @@ FAULTS = [
         )],
         [("engine", "a_damaged_index_or_footer_is_read_from_its_mirror")],
     ),
+    Fault(
+        "loads-left-under-way",
+        "a rollback leaves pages half loaded while its checkpoint waits for them",
+        [("src/volume/rollback.rs", "        compare.settle().await;", "        if !ON {\n            compare.settle().await;\n        }")],
+        [("engine", "a_rollback_in_many_steps_waits_for_none_of_its_own_reads")],
+    ),
 ]
