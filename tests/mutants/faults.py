@@ -91,8 +91,8 @@ FAULTS = [
         "a log counts as that of a manifest whatever its tenures are",
         [(
             "src/volume/survey.rs",
-            "    manifest.log.log == identity.log && identity",
-            "    manifest.log.log == identity.log && ON || manifest.log.log == identity.log && identity",
+            "    manifest.log.log == identity.log\n        && identity",
+            "    manifest.log.log == identity.log && ON || manifest.log.log == identity.log\n        && identity",
         )],
         [SIM],
     ),
