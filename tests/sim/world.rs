@@ -48,8 +48,7 @@ pub async fn history(seed: u64, trace: Arc<Mutex<Vec<String>>>) -> BTreeMap<&'st
         world.round().await;
     }
     world.heal().await;
-    let events = std::mem::take(&mut world.watched.journal().events);
-    events
+    std::mem::take(&mut world.watched.journal().events)
 }
 
 impl World {
