@@ -164,8 +164,11 @@ pub enum VolumeError {
         /// Their names.
         slots: String,
     },
-    /// A secret that was to be added opens the volume already.
-    #[error("this secret opens the volume already, by key slot {slot} ({label:?}): nothing was changed")]
+    /// A secret that was to be added, or to take another's place, opens the volume already.
+    #[error(
+        "the new secret opens the volume already, by key slot {slot} ({label:?}): nothing was changed; s3bd key remove takes away \
+         what is not wanted any more"
+    )]
     SecretKnown {
         /// The slot.
         slot: String,

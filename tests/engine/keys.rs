@@ -245,6 +245,26 @@ async fn a_secret_that_opens_the_volume_already_is_not_added() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_secret_takes_the_place_of_another_that_opens_a_slot_of_its_own() {
+    let store = volume().await;
+    add(Arc::new(store.clone()), 8, &password("other"), "other").await.unwrap();
+    let before = store.snapshot();
+    let unlocked = unlocked(&store).await.unwrap();
+    let env = host(Arc::new(store.clone()), 9);
+    let dear = Argon2 { passes: 2, ..CHEAP };
+    for (secret, cost, of) in [
+        (recovery(), CHEAP, "recovery key"),
+        (password("other"), CHEAP, "other"),
+        (password("other"), dear, "other"),
+    ] {
+        let new = NewSecret { secret: &secret, cost, label: "first" };
+        let refused = slots::change(&env, &unlocked, &password("secret"), &new).await.unwrap_err();
+        assert!(matches!(&refused, VolumeError::SecretKnown { label, .. } if label == of), "{refused}");
+    }
+    assert!(store.snapshot() == before);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_last_way_in_cannot_be_removed() {
     let store = volume().await;
     let shared: Arc<dyn Store> = Arc::new(store.clone());
