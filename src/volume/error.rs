@@ -122,7 +122,9 @@ pub enum VolumeError {
         created: String,
     },
     /// No key slot opens.
-    #[error("wrong password or key file: none of the {slots} key slots of its kind opens with it")]
+    #[error(
+        "wrong password, key file or recovery key: none of the {slots} key slots of its kind opens with it"
+    )]
     WrongSecret {
         /// Slots tried.
         slots: usize,

@@ -154,7 +154,7 @@ pub async fn unlock(store: &dyn Store, secret: &Secret) -> Result<Unlocked, Volu
     let (header, header_digest) = Bucket::header(store).await?;
     match (header.protection, secret) {
         (Protection::Secret, Secret::Nothing) => return Err(VolumeError::SecretNeeded),
-        (Protection::Open, Secret::Password(_) | Secret::KeyFile(_)) => {
+        (Protection::Open, Secret::Password(_) | Secret::KeyFile(_) | Secret::RecoveryKey(_)) => {
             return Err(VolumeError::SecretNotNeeded);
         }
         _ => {}

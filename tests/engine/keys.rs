@@ -31,7 +31,7 @@ fn password(text: &str) -> Secret {
 }
 
 fn recovery() -> Secret {
-    Secret::recovery_key(&RecoveryKey::new([9; 32]))
+    Secret::RecoveryKey(RecoveryKey::new([9; 32]))
 }
 
 /// A volume with two slots: the password "secret", labelled "first", and a recovery key.
@@ -371,7 +371,7 @@ async fn a_wrong_secret_costs_one_derivation_for_each_slot_of_its_kind() {
     add(Arc::new(store.clone()), 2, &password("another"), "another").await.unwrap();
     let refused = slots::unlock(&store, &password("wrong")).await.unwrap_err();
     assert!(matches!(refused, VolumeError::WrongSecret { slots: 2 }), "{refused}");
-    let key = Secret::recovery_key(&RecoveryKey::new([8; 32]));
+    let key = Secret::RecoveryKey(RecoveryKey::new([8; 32]));
     let refused = slots::unlock(&store, &key).await.unwrap_err();
     assert!(matches!(refused, VolumeError::WrongSecret { slots: 1 }), "{refused}");
     remove(Arc::new(store.clone()), 1, "recovery key").await.unwrap();
