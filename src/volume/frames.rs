@@ -39,6 +39,8 @@ const GAP_BYTES_MAX: u64 = 128 << 10;
 const FETCH_BYTES_MAX: u64 = 4 << 20;
 /// Ciphers kept ready: one costs under a kilobyte to keep and two microseconds to make.
 const CIPHERS_MAX: usize = 4096;
+/// Objects that are remembered as told of: 48 bytes each.
+const CUT_OBJECTS_MAX: usize = 4096;
 
 #[derive(Clone)]
 struct ByLength;
@@ -74,6 +76,8 @@ pub struct Frames {
     plain: Cache<FrameKey, Bytes, ByLength>,
     pages: Cache<FrameKey, Arc<Page>, BySize>,
     ciphers: Cache<ObjectRef, Arc<Cipher>>,
+    /// Objects that were told of as missing or cut short.
+    cut_objects: Cache<ObjectRef, ()>,
     disk: Option<Arc<FrameCache>>,
 }
 
@@ -94,6 +98,7 @@ impl Frames {
             plain: Cache::with_weighter((plain_bytes_max >> 16).max(64) as usize, plain_bytes_max, ByLength),
             pages: Cache::with_weighter((page_bytes_max >> 12).max(64) as usize, page_bytes_max, BySize),
             ciphers: Cache::new(CIPHERS_MAX),
+            cut_objects: Cache::new(CUT_OBJECTS_MAX),
             disk: disk.map(Arc::new),
         }
     }
@@ -231,11 +236,21 @@ impl Frames {
             let stored = self.get(frame, frame.stored_bytes.into()).await?;
             self.accept(frame, stored)
         });
-        fetched.await.inspect_err(|error| {
-            if error.is_damage() {
-                tracing::error!(%error, "damaged data");
+        fetched.await.inspect_err(|error| self.tell_damage(frame, error))
+    }
+
+    /// One line for a frame; of an object that is not there, or ends early, one for all its frames.
+    fn tell_damage(&self, frame: &FrameRef, error: &VolumeError) {
+        match error {
+            VolumeError::DamagedFrame { error: FrameError::Missing | FrameError::Short, .. } => {
+                if self.cut_objects.get(&frame.object).is_none() {
+                    self.cut_objects.insert(frame.object, ());
+                    tracing::error!(%error, "damaged data; more that is gone with this object is not told of");
+                }
             }
-        })
+            error if error.is_damage() => tracing::error!(%error, "damaged data"),
+            _ => {}
+        }
     }
 
     async fn get(&self, first: &FrameRef, length: u64) -> Result<Bytes, VolumeError> {
