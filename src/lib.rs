@@ -12,4 +12,5 @@ pub mod map;
 pub mod nbd;
 pub mod seal;
 pub mod store;
+mod task;
 pub mod volume;

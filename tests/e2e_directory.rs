@@ -28,7 +28,8 @@ e2e::claims! {
         ext4_survives_three_kills_and_the_loss_of_the_host,
         btrfs_survives_two_kills_and_the_loss_of_the_host;
     damage:
-        a_damaged_frame_is_found_mended_or_marked_and_overwritten;
+        a_damaged_frame_is_found_mended_or_marked_and_overwritten,
+        a_damaged_index_is_read_from_its_mirror_and_mended;
     bad_days:
         recover_falls_back_to_the_newest_whole_epoch_and_asks,
         recover_fall_back_goes_behind_a_page_that_cannot_be_mended,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::StreamExt;
 use proptest::prelude::*;
 use s3bd::store::faulty::{Call, Fault, Faulty, SeededPlan};
 use s3bd::store::limited::{Limited, Limits};
@@ -417,6 +418,24 @@ async fn uploads_never_starve_reads() {
     }
     gate.open.add_permits(1);
     limited.put("k", &[], PutMode::Create).await.unwrap();
+}
+
+/// Who takes one answer of several that are on their way, and asks for something more, looks at none of the others meanwhile.
+#[tokio::test(start_paused = true)]
+async fn calls_that_nobody_looks_at_keep_no_permit_from_others() {
+    let faulty = Faulty::new(Memory::new());
+    faulty.put("k", &body("12345"), PutMode::Create).await.unwrap();
+    faulty.set_plan(|_: &Call<'_>| Fault::Delay(Duration::from_secs(1)));
+    let limited = Limited::new(faulty, Limits { reads_max: 2, changes_max: 1 });
+    let get = || limited.get("k", Range::Full);
+    let asked_for_each = async {
+        let mut gets = futures::stream::iter((0..20).map(|_| get())).buffered(5);
+        while let Some(got) = gets.next().await {
+            got.unwrap();
+            get().await.unwrap();
+        }
+    };
+    tokio::time::timeout(HOUR, asked_for_each).await.expect("all of them are answered");
 }
 
 #[tokio::test(start_paused = true)]

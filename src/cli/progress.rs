@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::time::Instant;
 
 use super::{
     size::{show_size, show_span},
@@ -13,8 +14,12 @@ use crate::{
     volume::{core::Core, open::OpenReport},
 };
 
-/// Shows how much of `core`'s unpublished data is uploaded, until the future is dropped. Nothing where standard error is
-/// no terminal.
+/// When a line is printed first, and how often, where standard error is no terminal.
+const TELL_FIRST: Duration = Duration::from_secs(10);
+const TELL_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Shows how much of `core`'s unpublished data is uploaded, until the future is dropped; where standard error is no terminal, by a
+/// line now and then.
 pub(super) async fn show_upload(core: Arc<Core>, what: &str) {
     let total = core.unpublished_bytes();
     let bar = ProgressBar::with_draw_target(Some(total.max(1)), ProgressDrawTarget::stderr());
@@ -26,8 +31,13 @@ pub(super) async fn show_upload(core: Arc<Core>, what: &str) {
     }
     bar.set_prefix(what.to_owned());
     let bar = Clearing(bar);
+    let mut told_next = Instant::now() + TELL_FIRST;
     loop {
         let left = core.unpublished_bytes();
+        if bar.0.is_hidden() && Instant::now() >= told_next {
+            tell(format_args!("{what}: {} left", show_size(left)));
+            told_next = Instant::now() + TELL_INTERVAL;
+        }
         if left > total {
             bar.0.set_length(left);
         }

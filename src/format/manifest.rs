@@ -9,6 +9,7 @@ use super::{
     claim::Writer,
     codec,
     ids::{Epoch, FrameRef, Generation, LogPosition, ObjectRef, Sequence, VolumeId},
+    object::FOOTER_BYTES,
     page::{LEVEL_MAX, StoredFrame},
 };
 
@@ -135,7 +136,7 @@ pub struct ListedObject {
     pub epoch: Epoch,
     /// Its length, bytes.
     pub bytes: u64,
-    /// Length of its sealed index, bytes; the index lies right before the footer.
+    /// Length of its sealed index, bytes; the index lies right before the footer, and both once more before that.
     pub index_bytes: u32,
     /// SHA-256 of its sealed index.
     pub digest: Digest,
@@ -146,6 +147,12 @@ impl ListedObject {
     #[must_use]
     pub fn place(&self, owner: VolumeId) -> ObjectRef {
         ObjectRef { owner, generation: self.generation, sequence: self.sequence, salt: self.salt }
+    }
+
+    /// Length of its sealed index and its footer, bytes; it ends with them, and has them once more right before.
+    #[must_use]
+    pub fn end_bytes(&self) -> u64 {
+        u64::from(self.index_bytes) + FOOTER_BYTES as u64
     }
 }
 

@@ -1,4 +1,6 @@
 //! The fixed parts of a block object: its header and its footer. Layout: `docs/format.md`, "Object".
+//!
+//! An object ends with its index and its footer, and has the same bytes once more right before: the *mirror* of its end.
 
 use super::{
     FormatError,
@@ -72,7 +74,7 @@ fn read_u64(bytes: &[u8]) -> u64 {
 /// The last bytes of an object: where its index is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footer {
-    /// Where the index begins, bytes; it ends at the footer.
+    /// Where the mirror of the index begins, bytes: the frames end there.
     pub index_offset: u64,
     /// Length of the sealed index, bytes.
     pub index_bytes: u32,
@@ -120,17 +122,33 @@ impl Footer {
                 _ => return Err(malformed("codec")),
             },
         };
-        let end = footer
-            .index_offset
-            .checked_add(footer.index_bytes.into())
-            .and_then(|end| end.checked_add(FOOTER_BYTES as u64));
-        if end != Some(object_bytes) || footer.index_offset < HEADER_BYTES as u64 {
+        if footer.index_offset.checked_add(2 * footer.end_bytes()) != Some(object_bytes)
+            || footer.index_offset < HEADER_BYTES as u64
+        {
             return Err(malformed("place of the index"));
         }
         if u64::from(footer.index_plain_bytes) > super::codec::VALUE_BYTES_MAX {
             return Err(malformed("length of the index"));
         }
         Ok(footer)
+    }
+
+    /// The last footer among the last bytes of an object of `object_bytes` bytes: for where those of the footer itself are
+    /// damaged, and its mirror is not.
+    #[must_use]
+    pub fn find(tail: &[u8], object_bytes: u64) -> Option<Self> {
+        let ends = (FOOTER_BYTES..=tail.len()).rev();
+        let mut tails = ends.map(|end| &tail[..end]);
+        tails.find_map(|tail| {
+            let is_one = tail[tail.len() - FOOTER_BYTES..].starts_with(FOOTER_MAGIC);
+            is_one.then(|| Self::decode(tail, object_bytes).ok()).flatten()
+        })
+    }
+
+    /// Length of the sealed index and the footer, bytes.
+    #[must_use]
+    pub fn end_bytes(&self) -> u64 {
+        u64::from(self.index_bytes) + FOOTER_BYTES as u64
     }
 
     /// The index as a frame of its object.
@@ -181,7 +199,7 @@ mod tests {
     #[test]
     fn header_and_footer_come_back() {
         assert_eq!(decode_header(&encode_header(&object())), Ok(object()));
-        assert_eq!(Footer::decode(&footer().encode(), 152), Ok(footer()));
+        assert_eq!(Footer::decode(&footer().encode(), 204), Ok(footer()));
     }
 
     #[test]
@@ -194,13 +212,27 @@ mod tests {
         for bit in 0..FOOTER_BYTES * 8 {
             let mut bytes = footer().encode();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            assert!(Footer::decode(&bytes, 152).is_err(), "footer bit {bit}");
+            assert!(Footer::decode(&bytes, 204).is_err(), "footer bit {bit}");
         }
     }
 
     #[test]
     fn a_footer_of_an_object_of_another_length_is_refused() {
-        assert!(Footer::decode(&footer().encode(), 151).is_err());
-        assert!(Footer::decode(&footer().encode()[1..], 152).is_err());
+        assert!(Footer::decode(&footer().encode(), 203).is_err());
+        assert!(Footer::decode(&footer().encode()[1..], 204).is_err());
+    }
+
+    #[test]
+    fn a_footer_is_found_by_its_mirror() {
+        let end = [&[7; 20], &footer().encode()[..]].concat();
+        let mut bytes = [vec![0; 100], end.clone(), end].concat();
+        assert_eq!(Footer::find(&bytes, 204), Some(footer()));
+        bytes[203] ^= 1;
+        assert_eq!(Footer::find(&bytes, 204), Some(footer()));
+        assert_eq!(Footer::find(&bytes[120..], 204), Some(footer()));
+        assert_eq!(Footer::find(&bytes[121..], 204), None, "cut off");
+        bytes[151] ^= 1;
+        assert_eq!(Footer::find(&bytes, 204), None);
+        assert_eq!(Footer::find(&[], 204), None);
     }
 }

@@ -237,6 +237,17 @@ pub enum Finding {
         name: String,
         /// Whether the newest manifest lists it, so that no open can do without it.
         listed: bool,
+        /// Whether their mirror is whole, which is read instead.
+        mirrored: bool,
+        /// Why.
+        error: String,
+    },
+    /// The mirror of an object's footer and index is damaged or another one's.
+    ObjectMirror {
+        /// The object's name.
+        name: String,
+        /// Whether the newest manifest lists it, so that no open can do without one of the two.
+        listed: bool,
         /// Why.
         error: String,
     },
@@ -388,6 +399,7 @@ impl Finding {
             | Self::ObjectLength { .. }
             | Self::ObjectHeader { .. }
             | Self::ObjectIndex { .. }
+            | Self::ObjectMirror { .. }
             | Self::IndexDisagrees { .. }
             | Self::TableEntry { .. }
             | Self::ObjectUnknown { .. }

@@ -1,4 +1,4 @@
-//! One object in the bucket, by its own account: header, footer, index.
+//! One object in the bucket, by its own account: header, index, footer, and the mirror of both.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::{
         ids::{Epoch, Generation, ObjectRef, Sequence, VolumeId},
         index::Index,
         manifest::ListedObject,
-        object::{self, FOOTER_BYTES, Footer, HEADER_BYTES},
+        object::{self, FOOTER_BYTES, HEADER_BYTES},
         page::ObjectInfo,
     },
     seal::{SealError, small::OpenError},
@@ -16,11 +16,12 @@ use crate::{
     volume::{
         bucket::{Bucket, digest},
         error::VolumeError,
+        indexes::find_footer,
         walk::FETCHES_MAX,
     },
 };
 
-/// Bytes at an object's end read in one go: the index of an object of 16 MiB in frames of 64 KiB has a tenth of that.
+/// Bytes at an object's end read in one go: the index of an object of 16 MiB in frames of 64 KiB, twice, has a fifth of that.
 const TAIL_BYTES: u64 = 64 << 10;
 
 /// What stands under an object's name.
@@ -93,8 +94,7 @@ pub(super) async fn look(bucket: &Bucket, known: &Known, header: bool) -> Result
 
 async fn look_once(bucket: &Bucket, known: &Known, header: bool) -> Result<Found, VolumeError> {
     let name = object_name(known.name());
-    let tail_bytes =
-        known.listed.map_or(TAIL_BYTES, |listed| u64::from(listed.index_bytes) + FOOTER_BYTES as u64);
+    let tail_bytes = known.listed.map_or(TAIL_BYTES, |listed| 2 * listed.end_bytes());
     // Of a volume that is not known there is nothing.
     let Ok(store) = bucket.store_of(known.owner) else { return Ok(Found::Missing) };
     let Some(tail) = get(&*store, &name, Range::Suffix { length: tail_bytes }).await? else {
@@ -119,13 +119,17 @@ async fn look_once(bucket: &Bucket, known: &Known, header: bool) -> Result<Found
             Err(error) => findings.push(Finding::ObjectHeader { name: name.clone(), error }),
         }
     }
-    let index = match open_tail(bucket, &*store, known, reference, tail).await {
-        Ok(index) => index,
-        Err(VolumeError::Store(error)) => return Err(VolumeError::Store(error)),
-        Err(error) => {
-            let listed = known.listed.is_some();
-            findings.push(Finding::ObjectIndex { name, listed, error: words(&error) });
-            None
+    let listed = known.listed.is_some();
+    let index = match read_ends(bucket, &*store, known, reference, tail).await? {
+        (Ok(index), Ok(_)) => index,
+        (Ok(index), Err(error)) => {
+            findings.push(Finding::ObjectMirror { name, listed, error: words(&error) });
+            index
+        }
+        (Err(error), mirror) => {
+            let mirrored = mirror.is_ok();
+            findings.push(Finding::ObjectIndex { name, listed, mirrored, error: words(&error) });
+            mirror.unwrap_or(None)
         }
     };
     findings.extend(index.iter().flat_map(|index| judge(known, index)));
@@ -156,34 +160,46 @@ fn words(error: &VolumeError) -> String {
     }
 }
 
-/// The index; `None` where the key to it is not known.
-async fn open_tail(
+/// An index; `None` where the key to it is not known.
+type ReadIndex = Result<Option<Index>, VolumeError>;
+
+/// The index at the object's end, and its mirror, of an object that ends with `tail`.
+///
+/// # Errors
+/// What the store refuses.
+async fn read_ends(
     bucket: &Bucket,
     store: &dyn Store,
     known: &Known,
     reference: Option<ObjectRef>,
     mut tail: Got,
-) -> Result<Option<Index>, VolumeError> {
+) -> Result<(ReadIndex, ReadIndex), VolumeError> {
     let name = object_name(known.name());
-    let footer = Footer::decode(&tail.bytes, tail.object_bytes);
-    let footer = footer.map_err(|error| VolumeError::damaged(&name, error))?;
-    let length = u64::from(footer.index_bytes) + FOOTER_BYTES as u64;
-    if length > tail.bytes.len() as u64 {
-        match get(store, &name, Range::Suffix { length }).await? {
-            Some(longer) => tail = longer,
-            None => return Ok(None),
-        }
+    let end_bytes = match (find_footer(store, &name, &tail).await, known.listed) {
+        (Ok(footer), None) => footer.end_bytes(),
+        (Err(VolumeError::Store(error)), _) => return Err(VolumeError::Store(error)),
+        (_, Some(listed)) => listed.end_bytes(),
+        (Err(error), None) => return Ok((Err(error.clone()), Err(error))),
+    };
+    if 2 * end_bytes > tail.bytes.len() as u64
+        && let Some(longer) = get(store, &name, Range::Suffix { length: 2 * end_bytes }).await?
+    {
+        tail = longer;
     }
-    if let Some(listed) = known.listed {
-        let end = tail.bytes.len().saturating_sub(FOOTER_BYTES);
-        let sealed =
-            end.checked_sub(listed.index_bytes as usize).and_then(|start| tail.bytes.get(start..end));
-        if sealed.is_none_or(|sealed| digest(sealed) != listed.digest) {
-            return Err(VolumeError::damaged(&name, SealError::Broken));
+    let open = |last: Option<usize>| {
+        let broken = || VolumeError::damaged(&name, SealError::Broken);
+        let end = last.and_then(|last| tail.bytes.get(..last)).ok_or_else(broken)?;
+        if let Some(listed) = known.listed {
+            let sealed =
+                end.len().checked_sub(end_bytes as usize).map(|start| &end[start..end.len() - FOOTER_BYTES]);
+            if sealed.is_none_or(|sealed| digest(sealed) != listed.digest) {
+                return Err(broken());
+            }
         }
-    }
-    let Some(reference) = reference else { return Ok(None) };
-    bucket.open_index(reference, &tail.bytes, tail.object_bytes).map(Some)
+        reference.map(|reference| bucket.open_index(reference, end, tail.object_bytes)).transpose()
+    };
+    let length = tail.bytes.len();
+    Ok((open(Some(length)), open(length.checked_sub(end_bytes as usize))))
 }
 
 /// What an index says otherwise than it is known from elsewhere.

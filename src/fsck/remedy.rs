@@ -77,7 +77,7 @@ impl Finding {
             | Self::ManifestReplaced { needed: false, .. } => Remedy::Nothing,
             Self::ObjectMissing { listed: true, .. }
             | Self::ObjectLength { listed: true, .. }
-            | Self::ObjectIndex { listed: true, .. }
+            | Self::ObjectIndex { listed: true, mirrored: false, .. }
             | Self::ManifestDamaged { .. }
             | Self::ManifestMissing { .. }
             | Self::ManifestReplaced { .. }
@@ -88,6 +88,7 @@ impl Finding {
             Self::ObjectMissing { .. }
             | Self::ObjectLength { .. }
             | Self::ObjectIndex { .. }
+            | Self::ObjectMirror { .. }
             | Self::ObjectHeader { .. }
             | Self::PinStale { .. }
             | Self::UnfinishedLeft

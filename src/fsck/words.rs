@@ -178,19 +178,22 @@ impl fmt::Display for Finding {
                 }
                 write!(f, ": no data is hit, but a volume rebuilt from its objects would lack this one")
             }
-            Self::ObjectIndex { name, listed, error } => {
-                write!(f, "{name}: {error}: ")?;
-                match listed {
-                    true => write!(
-                        f,
-                        "the newest manifest lists it, so the volume cannot be opened (s3bd recover goes back to a \
-                         manifest without it)"
-                    ),
-                    false => {
-                        write!(f, "no data is hit, but a volume rebuilt from its objects would lack this one")
-                    }
-                }
+            Self::ObjectIndex { name, mirrored: true, error, .. } => {
+                write!(f, "{name}: {error}: its mirror is whole, and is read instead")
             }
+            Self::ObjectMirror { name, error, .. } => {
+                write!(f, "{name}: the mirror of the index is damaged ({error}): the index itself is whole")
+            }
+            Self::ObjectIndex { name, listed: true, error, .. } => write!(
+                f,
+                "{name}: {error}, and so is its mirror: the newest manifest lists it, so the volume cannot be opened \
+                 (s3bd recover goes back to a manifest without it)"
+            ),
+            Self::ObjectIndex { name, error, .. } => write!(
+                f,
+                "{name}: {error}, and so is its mirror: no data is hit, but a volume rebuilt from its objects would \
+                 lack this one"
+            ),
             Self::IndexDisagrees { name, problem, index, expected } => {
                 write!(f, "{name}: its index gives {} as {index}, elsewhere it is {expected}", problem.text())
             }

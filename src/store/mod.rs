@@ -29,6 +29,7 @@ mod directory_files;
 mod directory_list;
 mod s3_error;
 mod s3_list;
+mod s3_pace;
 
 use std::fmt;
 use std::sync::Arc;

@@ -31,23 +31,22 @@ use aws_sdk_s3::types::{Delete, EncodingType, ObjectIdentifier};
 use bytes::{Bytes, BytesMut};
 use futures::future::FutureExt;
 use futures::stream::{self, StreamExt, TryStreamExt};
+use tokio::time::Instant;
 
 use super::s3_config::{ClientConfig, S3Options};
 use super::s3_credentials::Sessions;
 use super::s3_error::{Answer, Failure, classify};
 use super::s3_list::{FolderListing, Listing};
+use super::s3_pace::UploadPace;
 use super::{
     ErrorKind, Folder, Got, Listed, Put, PutMode, Range, Store, StoreError, join_parts, resolve_range,
 };
 
 /// Time for an answer without a body to send first.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Time between two pieces of a body.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Slowest upload that is waited for, bytes a second: 1 Mbit/s among eight.
-const UPLOAD_BYTES_PER_SECOND_MIN: u64 = 16 * 1024;
 
 /// Most keys of one `DeleteObjects` (S3 API).
 const DELETE_KEYS_MAX: usize = 1000;
@@ -65,6 +64,7 @@ pub struct S3 {
     region: String,
     sessions: Sessions,
     sign_payload: bool,
+    pace: UploadPace,
     /// The server answered a create-only put as it should: 412, and the object was there.
     create_proven: AtomicBool,
     create_refused: AtomicBool,
@@ -101,6 +101,7 @@ impl S3 {
             region,
             sessions,
             sign_payload,
+            pace: UploadPace::default(),
             create_proven: AtomicBool::new(false),
             create_refused: AtomicBool::new(false),
             bulk_delete_refused: AtomicBool::new(false),
@@ -158,7 +159,8 @@ impl S3 {
     // ---- put
 
     async fn put_once(&self, key: &str, body: &Bytes, create: bool) -> Result<(), Failure> {
-        let limit = ANSWER_TIMEOUT + Duration::from_secs(body.len() as u64 / UPLOAD_BYTES_PER_SECOND_MIN);
+        let (bytes, began) = (body.len() as u64, Instant::now());
+        let limit = self.pace.limit(bytes);
         let put = async |client: Client| {
             let request = client.put_object().bucket(&self.bucket).key(key);
             let request = request.set_if_none_match(create.then(|| "*".to_owned()));
@@ -168,7 +170,18 @@ impl S3 {
                 false => request.disable_payload_signing().send().await,
             }
         };
-        self.call(true, limit, put).await.map(|_| ())
+        match self.call(true, limit, put).await {
+            Ok(_) => {
+                self.pace.answered(bytes, began.elapsed());
+                Ok(())
+            }
+            Err(failure) => {
+                if began.elapsed() >= limit {
+                    self.pace.ran_out();
+                }
+                Err(failure)
+            }
+        }
     }
 
     /// A create-only put; `None` where the server has turned out to know no such thing, and nothing was changed.

@@ -1,4 +1,5 @@
-//! A volume's part of the bucket as those with the keys see it: header, slots, claims, manifests, indexes.
+//! A volume's part of the bucket as those with the keys see it: header, slots, claims, manifests.
+//! Indexes of objects: [`super::indexes`].
 //!
 //! Reads only what it names; writes claims, manifests and objects, and never the same name with other bytes.
 
@@ -18,13 +19,11 @@ use crate::{
         codec,
         envelope::{Content, MANIFEST_BYTES_MAX, SMALL_BYTES_MAX},
         header::Header,
-        ids::{Epoch, FrameRef, Generation, ObjectRef, Sequence, VolumeId},
-        index::Index,
-        manifest::{Digest, ListedObject, Manifest, ManifestLink},
-        names, object,
+        ids::{Epoch, FrameRef, Generation, ObjectRef, VolumeId},
+        manifest::{Digest, Manifest, ManifestLink},
+        names,
     },
-    map::delta::NewObject,
-    seal::{SealError, frame, keys::Keys, slot::Secret, small},
+    seal::{SealError, keys::Keys, slot::Secret, small},
     store::{ErrorKind, Put, PutMode, Range, Store, StoreError},
 };
 
@@ -335,117 +334,5 @@ impl Bucket {
         let plain = codec::encode("claim", claim).map_err(|error| VolumeError::damaged(&name, error))?;
         let bytes = small::seal(&self.keys, Content::Claim, &name, salt, &plain);
         Ok(self.store.put(&name, &[bytes.into()], PutMode::Create).await?)
-    }
-
-    /// Reads the index of an object of this volume that a manifest lists: one suffix read.
-    pub async fn load_index(&self, listed: ListedObject) -> Result<NewObject, VolumeError> {
-        self.load_index_of(self.header.volume, listed).await
-    }
-
-    /// The same of an object of `owner`, of which a clone's manifest lists it.
-    pub async fn load_index_of(
-        &self,
-        owner: VolumeId,
-        listed: ListedObject,
-    ) -> Result<NewObject, VolumeError> {
-        whole(|| self.load_index_once(owner, listed)).await
-    }
-
-    async fn load_index_once(&self, owner: VolumeId, listed: ListedObject) -> Result<NewObject, VolumeError> {
-        let name = names::object(listed.generation, listed.sequence);
-        let length = u64::from(listed.index_bytes) + object::FOOTER_BYTES as u64;
-        let reference = listed.place(owner);
-        let missing = || VolumeError::MissingObject { name: self.object_name(&reference) };
-        let store = self.store_of(owner).map_err(|_| missing())?;
-        let tail = match store.get(&name, Range::Suffix { length }).await {
-            Ok(tail) => tail,
-            Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => {
-                return Err(missing());
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let sealed = tail.bytes.len().checked_sub(object::FOOTER_BYTES).map(|end| tail.bytes.slice(..end));
-        match sealed {
-            Some(sealed) if tail.object_bytes == listed.bytes && digest(&sealed) == listed.digest => {}
-            _ => return Err(VolumeError::damaged(&self.object_name(&reference), SealError::Broken)),
-        }
-        let index = self.open_index(reference, &tail.bytes, tail.object_bytes)?;
-        Ok(NewObject { listed, object: reference, index: Arc::new(index) })
-    }
-
-    /// Reads header and index of an object of this volume of which nothing is known but its name.
-    pub async fn explain(
-        &self,
-        generation: Generation,
-        sequence: Sequence,
-    ) -> Result<NewObject, VolumeError> {
-        whole(|| self.explain_once(generation, sequence)).await
-    }
-
-    pub(super) async fn explain_once(
-        &self,
-        generation: Generation,
-        sequence: Sequence,
-    ) -> Result<NewObject, VolumeError> {
-        let name = &names::object(generation, sequence);
-        let get = async |range| match self.store.get(name, range).await {
-            Ok(got) => Ok(got),
-            Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => {
-                Err(VolumeError::MissingObject { name: name.clone() })
-            }
-            Err(error) => Err(error.into()),
-        };
-        let (head, foot) = futures::try_join!(
-            get(Range::Part { offset: 0, length: object::HEADER_BYTES as u64 }),
-            get(Range::Suffix { length: object::FOOTER_BYTES as u64 }),
-        )?;
-        let found = object::decode_header(&head.bytes).map_err(|error| VolumeError::damaged(name, error))?;
-        if (found.owner, found.generation, found.sequence) != (self.header.volume, generation, sequence) {
-            return Err(VolumeError::damaged(name, SealError::Broken));
-        }
-        let footer = object::Footer::decode(&foot.bytes, foot.object_bytes);
-        let footer = footer.map_err(|error| VolumeError::damaged(name, error))?;
-        let length = u64::from(footer.index_bytes) + object::FOOTER_BYTES as u64;
-        let tail = get(Range::Suffix { length }).await?;
-        let index = self.open_index(found, &tail.bytes, tail.object_bytes)?;
-        let sealed = &tail.bytes[..tail.bytes.len().saturating_sub(object::FOOTER_BYTES)];
-        let listed = ListedObject {
-            generation,
-            sequence,
-            salt: found.salt,
-            epoch: index.epoch,
-            bytes: tail.object_bytes,
-            index_bytes: footer.index_bytes,
-            digest: digest(sealed),
-        };
-        Ok(NewObject { listed, object: found, index: Arc::new(index) })
-    }
-
-    /// Opens the index in the last bytes of an object.
-    pub fn open_index(
-        &self,
-        reference: ObjectRef,
-        tail: &[u8],
-        object_bytes: u64,
-    ) -> Result<Index, VolumeError> {
-        let name = self.object_name(&reference);
-        let footer =
-            object::Footer::decode(tail, object_bytes).map_err(|error| VolumeError::damaged(&name, error))?;
-        let place = footer.index(reference);
-        let sealed = tail
-            .len()
-            .checked_sub(object::FOOTER_BYTES + footer.index_bytes as usize)
-            .map(|start| &tail[start..tail.len() - object::FOOTER_BYTES])
-            .ok_or_else(|| self.damaged_frame(&place, FrameError::Short))?;
-        let key =
-            self.keys.object(&reference).ok_or_else(|| self.damaged_frame(&place, FrameError::Owner))?;
-        let plain = frame::open(&key.cipher(), &place, sealed)
-            .map_err(|error| self.damaged_frame(&place, error.into()))?;
-        let index = Index::decode(&plain, footer.index_offset, self.block_bytes())
-            .map_err(|error| self.damaged_frame(&place, error.into()))?;
-        if index.generation != reference.generation || index.sequence != reference.sequence {
-            return Err(self.damaged_frame(&place, SealError::Broken.into()));
-        }
-        Ok(index)
     }
 }

@@ -139,7 +139,8 @@ impl Core {
         let own = self.bucket.header.volume;
         let (mut copied_bytes, mut stuck) = (0, 0);
         loop {
-            let maps = self.checkpoint().await?;
+            self.checkpoint().await?;
+            let maps = self.maps();
             let root = maps.roots.blocks;
             let mut blocks = 0;
             let mut foreign = Foreign::new(self, root);
@@ -223,15 +224,22 @@ impl Core {
         }
     }
 
-    /// Has a checkpoint made of all that is published by now. The maps that it led to, or newer ones.
-    async fn checkpoint(&self) -> Result<Maps, VolumeError> {
+    /// Has a checkpoint made of all that is published by now.
+    ///
+    /// # Errors
+    /// Maps that cannot be read or written; what ends the tenure.
+    pub async fn checkpoint(&self) -> Result<(), VolumeError> {
         let (done, published) = oneshot::channel();
         self.check()?;
         self.flattening().checkpoints.push(done);
         self.cut_wanted.notify_one();
-        self.answered(published).await??;
+        self.answered(published).await?
+    }
+
+    /// The newest maps.
+    fn maps(&self) -> Maps {
         let state = self.state();
-        Ok(Maps { epoch: state.delta.epoch, roots: state.roots.clone() })
+        Maps { epoch: state.delta.epoch, roots: state.roots.clone() }
     }
 
     /// Publishes another manifest, whatever there is to publish.

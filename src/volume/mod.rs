@@ -33,6 +33,7 @@ pub mod frames;
 pub mod full_copy;
 pub mod garbage;
 pub mod host;
+pub mod indexes;
 pub mod info;
 pub mod init;
 pub mod layer;

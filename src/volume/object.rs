@@ -1,4 +1,4 @@
-//! Building block objects: frames are packed and sealed one after the other, the index follows, the footer ends it.
+//! Building block objects: frames are packed and sealed one after the other, then index and footer follow, twice.
 
 use std::sync::Arc;
 
@@ -138,29 +138,30 @@ impl ObjectBuilder {
         place
     }
 
-    /// Appends index and footer.
+    /// Appends the mirror of index and footer, and both themselves.
     pub fn finish(mut self) -> Result<BuiltObject, FormatError> {
         let plain = self.index.encode()?;
         // Indexes are small and read at every open: the fast codec, whatever the data has.
         self.compression = Compression { codec: Codec::Zstd, level: 1 };
         let place = self.seal(crate::format::index::INDEX_NUMBER, &plain);
-        let sealed = place.offset as usize..place.offset as usize + place.stored_bytes as usize;
         let footer = Footer {
             index_offset: place.offset,
             index_bytes: place.stored_bytes,
             index_plain_bytes: place.plain_bytes,
             index_codec: place.codec,
         };
+        let digest = digest(&self.bytes[place.offset as usize..]);
+        self.bytes.extend_from_slice(&footer.encode());
+        self.bytes.extend_from_within(place.offset as usize..);
         let listed = ListedObject {
             generation: self.object.generation,
             sequence: self.object.sequence,
             salt: self.object.salt,
             epoch: self.index.epoch,
-            bytes: (self.bytes.len() + object::FOOTER_BYTES) as u64,
+            bytes: self.bytes.len() as u64,
             index_bytes: place.stored_bytes,
-            digest: digest(&self.bytes[sealed]),
+            digest,
         };
-        self.bytes.extend_from_slice(&footer.encode());
         let new = NewObject { listed, object: self.object, index: Arc::new(self.index) };
         Ok(BuiltObject { bytes: self.bytes.into(), new })
     }

@@ -2,6 +2,8 @@
 
 use std::{fs, path::PathBuf};
 
+use s3bd::format::object::FOOTER_BYTES;
+
 use super::{raw::Raw, stage};
 use crate::support::{
     fixture::Kind,
@@ -24,6 +26,14 @@ fn objects(volume: &str) -> Vec<PathBuf> {
 fn flip(path: &PathBuf) {
     let mut bytes = fs::read(path).expect("an object");
     bytes[IN_FRAME] ^= 1;
+    fs::write(path, bytes).expect("a directory that can be written");
+}
+
+/// The last bit of the index at the object's end; its mirror stays as it is.
+fn flip_index(path: &PathBuf) {
+    let mut bytes = fs::read(path).expect("an object");
+    let at = bytes.len() - FOOTER_BYTES - 1;
+    bytes[at] ^= 1;
     fs::write(path, bytes).expect("a directory that can be written");
 }
 
@@ -97,4 +107,26 @@ pub(crate) fn a_damaged_frame_is_found_mended_or_marked_and_overwritten(kind: Ki
     server.close();
     ended(&fsck(&host, &volume, &[]), 0, &["clean"]);
     ended(&host.run("recover", &[&volume, "--fall-back"]), 2, &["is whole: leave --fall-back out"]);
+}
+
+pub(crate) fn a_damaged_index_is_read_from_its_mirror_and_mended(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    host.init(&volume, "64M");
+    let server = host.open(&volume, &[]);
+    qemu_io(&server.uri, &["write -P 1 0 1M", "flush", "write -P 2 8M 1M", "discard 8M 64k", "flush"]);
+    host.run("sync", &[&volume]).done();
+    // Not closed: the newest manifest lists the objects, and whoever opens it reads their indexes.
+    server.kill();
+    objects(&volume).iter().for_each(flip_index);
+    let damaged = fixture.contents();
+    let other = Host::new(&fixture);
+    let checked = fsck(&other, &volume, &[]);
+    ended(&checked, 4, &["object index", "its mirror is whole", "--repair"]);
+    ended(&host.run("fsck", &[&volume, "--quick"]), 4, &["its mirror is whole"]);
+    assert!(fixture.contents() == damaged, "a check changed the bucket");
+    ended(&fsck(&host, &volume, &["--repair", "--yes"]), 1, &["a checkpoint", "the object itself", "clean"]);
+    ended(&fsck(&other, &volume, &[]), 0, &["clean"]);
+    let server = other.open(&volume, &[]);
+    qemu_io(&server.uri, &["read -P 1 0 1M", "read -P 0 8M 64k", "read -P 2 8256k 960k"]);
+    server.close();
 }

@@ -77,7 +77,8 @@ async fn a_damaged_index_or_a_missing_object_makes_an_epoch_not_whole_and_openin
         if missing {
             history.remove(&newest)
         } else {
-            history.damage(&newest, 40)
+            history.damage_index(&newest, true);
+            history.damage_index(&newest, false)
         }
         let manifests = history.names("manifests/");
         let refused = history.open(&Disks::new(), WHATEVER, &Repair::default()).await.unwrap_err();
@@ -86,6 +87,30 @@ async fn a_damaged_index_or_a_missing_object_makes_an_epoch_not_whole_and_openin
         let (repair, passed) = history.fall_back().await;
         assert!(!passed.is_empty());
         assert!(history.image_after(&repair).await >= 5);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_index_or_footer_is_read_from_its_mirror() {
+    for (part, without_manifests) in
+        ["index", "footer", "mirror"].into_iter().flat_map(|part| [(part, false), (part, true)])
+    {
+        let mut history = History::of_cuts(9, 7).await;
+        for name in history.names("objects/") {
+            match part {
+                "footer" => history.damage(&name, 3),
+                part => history.damage_index(&name, part == "mirror"),
+            }
+        }
+        let mut repair = Repair::default();
+        if without_manifests {
+            history.names("manifests/").iter().for_each(|name| history.remove(name));
+            let found = history.rebuild().await.unwrap();
+            assert!(found.damaged.is_empty(), "{part}: {found:?}");
+            repair.base = Some(found.base);
+        }
+        let newest = history.images.len() - 1;
+        assert_eq!(history.image_after(&repair).await, newest, "{part}");
     }
 }
 

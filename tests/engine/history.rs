@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use s3bd::{
+    format::object::{FOOTER_BYTES, Footer},
     nbd::Device,
     store::{
         faulty::{Call, Fault},
@@ -89,6 +90,13 @@ impl History {
         bytes[at] ^= 1;
         contents.set(name, bytes.into());
         self.memory().restore(contents);
+    }
+
+    /// Damages the index of an object, or the mirror of it.
+    pub fn damage_index(&self, name: &str, mirror: bool) {
+        let bytes = self.memory().snapshot().get(name).unwrap().clone();
+        let end_bytes = Footer::decode(&bytes, bytes.len() as u64).unwrap().end_bytes() as usize;
+        self.damage(name, FOOTER_BYTES + if mirror { end_bytes } else { 0 });
     }
 
     pub fn remove(&self, name: &str) {

@@ -88,6 +88,7 @@ fn decode_stored(bytes: &[u8], number: u64) {
     bounded(bytes, decode_enveloped);
     bounded(bytes, |bytes| drop(decode_header(bytes)));
     bounded(bytes, |bytes| drop(Footer::decode(bytes, number)));
+    bounded(bytes, |bytes| _ = Footer::find(bytes, number));
     bounded(bytes, |bytes| drop(Footer::decode(bytes, bytes.len() as u64)));
     let seal = LogSeal::new(&KEYS, LogId([5; 16]), &[3; 32]);
     bounded(bytes, |bytes| drop(seal.open(number, number as u8, bytes)));
@@ -204,8 +205,9 @@ proptest! {
             mend(&mut foot, FOOTER_BYTES - 4);
         }
         bounded(&foot, |bytes| drop(Footer::decode(bytes, object_bytes)));
-        let whole = footer.index_offset + u64::from(footer.index_bytes) + FOOTER_BYTES as u64;
+        let whole = footer.index_offset + 2 * footer.end_bytes();
         bounded(&foot, |bytes| drop(Footer::decode(bytes, whole)));
+        bounded(&foot, |bytes| _ = Footer::find(bytes, whole));
     }
 
     #[test]
@@ -293,7 +295,7 @@ proptest! {
     #[test]
     fn object_headers_and_footers_come_back(object in values::object(), footer in values::footer()) {
         prop_assert_eq!(decode_header(&encode_header(&object)), Ok(object));
-        let bytes = footer.index_offset + u64::from(footer.index_bytes) + FOOTER_BYTES as u64;
+        let bytes = footer.index_offset + 2 * footer.end_bytes();
         prop_assert_eq!(Footer::decode(&footer.encode(), bytes), Ok(footer));
     }
 

@@ -239,7 +239,7 @@ fn object() -> Vec<Example> {
     let place = index.place(world::OBJECT, 0).unwrap();
     let foot = Footer::decode(&bytes, bytes.len() as u64).unwrap();
     let key = independent::object_key(&world::OBJECT);
-    let fields = [
+    let fields = vec![
         (8, "header: magic \"s3bdobje\""),
         (2, "version"),
         (2, "reserved"),
@@ -250,6 +250,7 @@ fn object() -> Vec<Example> {
         (4, "CRC-32C of the header so far"),
         (place.stored_bytes as usize - TAG_BYTES, "frame 0: ciphertext"),
         (TAG_BYTES, "frame 0: tag"),
+        (foot.end_bytes() as usize, "mirror of index and footer: the same bytes as what follows"),
         (foot.index_bytes as usize - TAG_BYTES, "index: ciphertext"),
         (TAG_BYTES, "index: tag"),
         (8, "footer: magic \"s3bdfoot\""),
@@ -294,7 +295,11 @@ fn read_object(bytes: &[u8], expected: &Index) -> Read {
         let footer = Footer::decode(bytes, bytes.len() as u64).map_err(|error| error.to_string())?;
         let cipher = world::KEYS.object(&object).ok_or("another volume's object")?.cipher();
         let place = footer.index(object);
-        let stored = &bytes[place.offset as usize..bytes.len() - FOOTER_BYTES];
+        let (mirror, last) = bytes[place.offset as usize..].split_at(footer.end_bytes() as usize);
+        if mirror != last {
+            return Err("index and footer are not those of their mirror".to_owned());
+        }
+        let stored = &last[..last.len() - FOOTER_BYTES];
         let plain = frame::open(&cipher, &place, stored).map_err(|error| error.to_string())?;
         let index =
             Index::decode(&plain, place.offset, world::BLOCK_BYTES).map_err(|error| error.to_string())?;

@@ -253,7 +253,10 @@ fn an_object_opens_by_the_document_alone() {
     let offset = u64::from_le_bytes(footer[12..20].try_into().unwrap()) as usize;
     let frame = independent::open(&key, 0, &bytes("object-frame-aad"), &object[64..offset]);
     assert_eq!(zstd::bulk::decompress(&frame, 1024).unwrap(), world::frame_plain());
-    let sealed = &object[offset..object.len() - 32];
+    let index_bytes = u32::from_le_bytes(footer[20..24].try_into().unwrap()) as usize;
+    let (mirror, end) = object[offset..].split_at(index_bytes + 32);
+    assert_eq!(mirror, end);
+    let sealed = &end[..index_bytes];
     let index = independent::open(&key, u32::MAX.into(), &bytes("object-index-aad"), sealed);
     assert_eq!(zstd::bulk::decompress(&index, 4096).unwrap(), bytes("object-index-plain"));
     assert_eq!(world::KEYS.object(&world::OBJECT).unwrap().bytes(), &key);

@@ -30,6 +30,8 @@ pub struct Part {
     pub index: Index,
     pub bytes: u64,
     pub sealed_index: Range<usize>,
+    /// Of the sealed index.
+    pub mirror: Range<usize>,
     /// Frames of data that a read of the newest epoch uses.
     pub visible: BTreeSet<u32>,
     /// Frames that are pages of the newest maps.
@@ -115,7 +117,8 @@ impl Anatomy {
             let of = |frame: &FrameRef| (frame.object == object).then_some(frame.number);
             self.objects.push(Part {
                 bytes: bytes.len() as u64,
-                sealed_index: start..bytes.len() - FOOTER_BYTES,
+                sealed_index: (start + bytes.len()) / 2..bytes.len() - FOOTER_BYTES,
+                mirror: start..(start + bytes.len()) / 2 - FOOTER_BYTES,
                 visible: self.extents.iter().filter_map(|(_, frame)| of(frame)).collect(),
                 pages: self.pages.iter().filter_map(|page| of(&page.frame)).collect(),
                 name,

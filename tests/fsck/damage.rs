@@ -69,6 +69,10 @@ pub enum Damage {
     Frame(Which, Inside),
     Index(Which, Inside),
     Footer(Which, Inside),
+    /// The index before the last one.
+    Mirror(Which, Inside),
+    /// Both.
+    Indexes(Which, Inside),
     Page(MapKind, Height, Inside),
 }
 
@@ -96,6 +100,7 @@ pub fn all() -> Vec<Damage> {
         }
         for inside in INSIDE {
             all.extend([ObjectHeader(which, inside), Index(which, inside), Footer(which, inside)]);
+            all.extend([Mirror(which, inside), Indexes(which, inside)]);
             if which != Which::Pages {
                 all.push(Frame(which, inside));
             }
@@ -151,7 +156,9 @@ impl Damage {
             | Self::ObjectHeader(which, _)
             | Self::Frame(which, _)
             | Self::Index(which, _)
-            | Self::Footer(which, _) => which.of(anatomy).name.clone(),
+            | Self::Footer(which, _)
+            | Self::Mirror(which, _)
+            | Self::Indexes(which, _) => which.of(anatomy).name.clone(),
             Self::Page(map, height, _) => page(anatomy, map, height).1.name.clone(),
         }
     }
@@ -189,6 +196,15 @@ impl Damage {
             Self::Index(which, inside) => {
                 let range = |part: &Part| part.sealed_index.clone();
                 splice(&mut contents, which.of(anatomy), which.other(anatomy), inside, range);
+            }
+            Self::Mirror(which, inside) => {
+                let range = |part: &Part| part.mirror.clone();
+                splice(&mut contents, which.of(anatomy), which.other(anatomy), inside, range);
+            }
+            Self::Indexes(which, inside) => {
+                for range in [|part: &Part| part.mirror.clone(), |part: &Part| part.sealed_index.clone()] {
+                    splice(&mut contents, which.of(anatomy), which.other(anatomy), inside, range);
+                }
             }
             Self::Footer(which, inside) => {
                 let range = |part: &Part| part.bytes as usize - FOOTER_BYTES..part.bytes as usize;
@@ -234,7 +250,9 @@ impl Damage {
             | Self::ObjectHeader(Which::Dead, _)
             | Self::Frame(Which::Dead, _)
             | Self::Index(Which::Dead, _)
-            | Self::Footer(Which::Dead, _) => {}
+            | Self::Footer(Which::Dead, _)
+            | Self::Mirror(Which::Dead, _)
+            | Self::Indexes(Which::Dead, _) => {}
             Self::Object(which, Whole::Garbage) => {
                 if !quick || which == Which::Listed {
                     kinds.insert("object_index");
@@ -279,11 +297,13 @@ impl Damage {
             Self::ObjectHeader(..) => drop(kinds.insert("object_header")),
             Self::Frame(..) if reads_data => drop(kinds.insert("frame")),
             Self::Frame(..) => {}
-            Self::Index(which, _) | Self::Footer(which, _) => {
-                if !quick || which == Which::Listed {
-                    kinds.insert("object_index");
-                }
-            }
+            Self::Index(which, _)
+            | Self::Footer(which, _)
+            | Self::Mirror(which, _)
+            | Self::Indexes(which, _)
+                if quick && which != Which::Listed => {}
+            Self::Index(..) | Self::Footer(..) | Self::Indexes(..) => drop(kinds.insert("object_index")),
+            Self::Mirror(..) => drop(kinds.insert("object_mirror")),
             Self::Page(..) => drop(kinds.insert("page")),
         }
         kinds.into_iter().map(|kind| (kind, name.clone())).collect()
@@ -383,6 +403,15 @@ async fn each_damage_gives_exactly_its_finding() {
             assert_eq!(found, expected, "{damage:?} at {level:?}: {report:#?}");
             let is_sound = expected.iter().all(|(kind, _)| kind == "dead_object");
             assert_eq!(report.is_sound(), is_sound, "{damage:?} at {level:?}");
+            for finding in &report.findings {
+                if let Finding::ObjectIndex { mirrored, .. } = finding {
+                    assert_eq!(
+                        *mirrored,
+                        matches!(damage, Damage::Index(..) | Damage::Footer(..)),
+                        "{damage:?}"
+                    );
+                }
+            }
         }
     }
 }

@@ -128,7 +128,8 @@ fn repairable() -> impl Iterator<Item = Damage> {
 fn is_repairable(damage: Damage) -> bool {
     match damage {
         Damage::Frame(which, _) | Damage::ObjectHeader(which, _) => which != Which::Dead,
-        Damage::Object(which, _) | Damage::Index(which, _) | Damage::Footer(which, _) => {
+        Damage::Index(which, _) | Damage::Footer(which, _) | Damage::Mirror(which, _) => which != Which::Dead,
+        Damage::Object(which, _) | Damage::Indexes(which, _) => {
             matches!(which, Which::Live | Which::Pages)
         }
         Damage::Page(..) => true,

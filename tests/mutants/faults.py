@@ -312,4 +312,28 @@ FAULTS = [
         )],
         [("engine", "what_is_deleted_nobody_needs_and_what_nobody_needs_is_deleted")],
     ),
+    Fault(
+        "permits-of-callers",
+        "a call of the store holds its permit while nobody looks at it",
+        [(
+            "src/store/limited.rs",
+            "    let mut task = Task::spawn(async move {",
+            """    if ON {
+        let _permit = permits.acquire_owned().await.map_err(|_| closing())?;
+        return call.await;
+    }
+    let mut task = Task::spawn(async move {""",
+        )],
+        [("store_retry", "calls_that_nobody_looks_at_keep_no_permit_from_others")],
+    ),
+    Fault(
+        "index-without-mirror",
+        "a damaged index is not read from its mirror",
+        [(
+            "src/volume/indexes.rs",
+            "    match mirror.await {\n",
+            "    match mirror.await {\n        Ok(_) if ON => Err(damage),\n",
+        )],
+        [("engine", "a_damaged_index_or_footer_is_read_from_its_mirror")],
+    ),
 ]

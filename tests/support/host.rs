@@ -196,13 +196,23 @@ impl Running {
         self.child.try_wait().expect("a child that can be waited for")
     }
 
+    /// Its threads and connections, for whoever wonders what it waits for.
+    fn doing(&self) -> String {
+        let pid = self.child.id();
+        let script = format!(
+            "grep -H . /proc/{pid}/task/*/comm /proc/{pid}/task/*/wchan; ss -tnpoi | grep -A1 pid={pid},"
+        );
+        let output = std::process::Command::new("sh").args(["-c", &script]).output();
+        output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
+    }
+
     fn end(mut self) -> Ended {
         let since = Instant::now();
         let status = loop {
             if let Some(status) = self.ended() {
                 break status;
             }
-            assert!(since.elapsed() < HANG, "{} does not end", self.what);
+            assert!(since.elapsed() < HANG, "{} does not end:\n{}", self.what, self.doing());
             std::thread::sleep(Duration::from_millis(5));
         };
         let what = self.what.clone();

@@ -78,6 +78,7 @@ async fn carry_out(volume: &Volume, step: &Step, applied: &mut Applied) -> Resul
             core.moving().push(*page);
             applied.moved_pages += 1;
         }
+        Step::Checkpoint { .. } => core.checkpoint().await?,
         Step::ReleasePin { volume, .. } => {
             core.change(Change::Release(*volume)).await?;
             applied.released_pins += 1;

@@ -57,6 +57,11 @@ pub enum Step {
         #[serde(rename = "manifest", serialize_with = "as_manifest")]
         maps: Box<EarlierMaps>,
     },
+    /// A checkpoint is made: what the newest manifest lists is in the maps then, and no index is needed to open the volume.
+    Checkpoint {
+        /// The objects with a damaged index, or a damaged mirror of it.
+        objects: Vec<String>,
+    },
     /// A snapshot is not kept any more for a clone that is not there.
     ReleasePin {
         /// The snapshot's name.
@@ -143,7 +148,8 @@ impl Suspects {
                 Finding::ObjectMissing { name, .. }
                 | Finding::ObjectLength { name, .. }
                 | Finding::ObjectHeader { name, .. }
-                | Finding::ObjectIndex { name, .. } => suspects.objects.extend(names::parse_object(name)),
+                | Finding::ObjectIndex { name, .. }
+                | Finding::ObjectMirror { name, .. } => suspects.objects.extend(names::parse_object(name)),
                 Finding::Frame { at, .. } | Finding::Page { at, .. } => {
                     if let Some(object) = names::parse_object(&at.object) {
                         suspects.frames.entry(object).or_default().insert(at.frame);
@@ -202,8 +208,21 @@ pub fn plan(report: &Report, survey: &Survey) -> Plan {
             None => Step::MarkLost { at, blocks },
         });
     }
+    let objects: Vec<_> = report.findings.iter().filter_map(listed_index).collect();
+    if !objects.is_empty() {
+        plan.steps.push(Step::Checkpoint { objects });
+    }
     plan.steps.extend(report.findings.iter().filter_map(leftover));
     plan
+}
+
+/// A listed object of which one of the two indexes is damaged.
+fn listed_index(finding: &Finding) -> Option<String> {
+    match finding {
+        Finding::ObjectIndex { name, listed: true, .. }
+        | Finding::ObjectMirror { name, listed: true, .. } => Some(name.clone()),
+        _ => None,
+    }
 }
 
 /// What clears something that nothing depends on.
@@ -245,6 +264,7 @@ impl Plan {
             Step::MarkLost { blocks, .. } => (anew, lost + blocks.count),
             Step::MovePage { .. }
             | Step::EarlierMaps { .. }
+            | Step::Checkpoint { .. }
             | Step::ReleasePin { .. }
             | Step::RemoveUnfinished => (anew, lost),
             Step::LosePage { run, .. } => (anew, lost + run.count),

@@ -36,6 +36,14 @@ impl Plan {
                     ));
                     continue;
                 }
+                Step::Checkpoint { objects } => {
+                    let are = if objects.len() == 1 { "is" } else { "are" };
+                    lines.push(format!(
+                        "the maps: a checkpoint, so that the index of {} {are} not needed to open the volume",
+                        objects.join(", ")
+                    ));
+                    continue;
+                }
                 Step::ReleasePin { snapshot, clone, .. } => {
                     lines.push(format!(
                         "snapshot {snapshot:?}: not kept any more for {clone}, which is not there"

@@ -12,13 +12,11 @@ use crate::{
         index::Maps,
         manifest::ListedObject,
         names,
-        object::{FOOTER_BYTES, Footer, HEADER_BYTES, decode_header},
     },
     map::delta::NewObject,
-    seal::SealError,
-    store::{ErrorKind, Listed, Range},
+    store::Listed,
     volume::{
-        bucket::{Bucket, digest},
+        bucket::Bucket,
         error::{Kind, VolumeError},
     },
 };
@@ -163,47 +161,9 @@ impl Pieces {
 /// The object's index; its own words for why it has none.
 async fn explain(bucket: &Bucket, listed: &Listed) -> Result<Result<Option<NewObject>, String>, VolumeError> {
     let Some((generation, sequence)) = names::parse_object(&listed.key) else { return Ok(Ok(None)) };
-    match explain_once(bucket, listed, generation, sequence).await {
+    match bucket.explain(generation, sequence).await {
         Ok(new) => Ok(Ok(Some(new))),
         Err(error) if error.kind() == Kind::Corrupt => Ok(Err(error.to_string())),
         Err(error) => Err(error),
     }
-}
-
-async fn explain_once(
-    bucket: &Bucket,
-    listed: &Listed,
-    generation: Generation,
-    sequence: Sequence,
-) -> Result<NewObject, VolumeError> {
-    let name = &listed.key;
-    let get = async |range| match bucket.store.get(name, range).await {
-        Ok(got) => Ok(got),
-        Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => {
-            Err(VolumeError::MissingObject { name: name.clone() })
-        }
-        Err(error) => Err(error.into()),
-    };
-    let head = get(Range::Part { offset: 0, length: HEADER_BYTES as u64 }).await?;
-    let object = decode_header(&head.bytes).map_err(|error| VolumeError::damaged(name, error))?;
-    if (object.owner, object.generation, object.sequence) != (bucket.header.volume, generation, sequence) {
-        return Err(VolumeError::damaged(name, SealError::Broken));
-    }
-    let foot = get(Range::Suffix { length: FOOTER_BYTES as u64 }).await?;
-    let footer = Footer::decode(&foot.bytes, foot.object_bytes);
-    let footer = footer.map_err(|error| VolumeError::damaged(name, error))?;
-    let length = u64::from(footer.index_bytes) + FOOTER_BYTES as u64;
-    let tail = get(Range::Suffix { length }).await?;
-    let index = bucket.open_index(object, &tail.bytes, tail.object_bytes)?;
-    let sealed = &tail.bytes[..tail.bytes.len().saturating_sub(FOOTER_BYTES)];
-    let listed = ListedObject {
-        generation,
-        sequence,
-        salt: object.salt,
-        epoch: index.epoch,
-        bytes: tail.object_bytes,
-        index_bytes: footer.index_bytes,
-        digest: digest(sealed),
-    };
-    Ok(NewObject { listed, object, index: index.into() })
 }

@@ -78,6 +78,7 @@ pub(crate) fn index(bytes: &[u8]) {
     }
     let _ = Footer::decode(bytes, offset);
     let _ = Footer::decode(bytes, bytes.len() as u64);
+    let _ = Footer::find(bytes, bytes.len() as u64);
 }
 
 /// The first byte says which map and level, the next eight where the page begins.
