@@ -254,15 +254,16 @@ impl Frames {
 
     /// One line for a frame; of an object that is not there, or ends early, one for all its frames.
     fn tell_damage(&self, frame: &FrameRef, error: &VolumeError) {
-        match error {
-            VolumeError::DamagedFrame { error: FrameError::Missing | FrameError::Short, .. } => {
-                if self.cut_objects.get(&frame.object).is_none() {
-                    self.cut_objects.insert(frame.object, ());
-                    tracing::error!(%error, "damaged data; more that is gone with this object is not told of");
-                }
-            }
-            error if error.is_damage() => tracing::error!(%error, "damaged data"),
-            _ => {}
+        if !error.is_damage() {
+            return;
+        }
+        let is_cut =
+            matches!(error, VolumeError::DamagedFrame { error: FrameError::Missing | FrameError::Short, .. });
+        if !is_cut {
+            tracing::error!(%error, "damaged data");
+        } else if self.cut_objects.get(&frame.object).is_none() {
+            self.cut_objects.insert(frame.object, ());
+            tracing::error!(%error, "damaged data; more that is gone with this object is not told of");
         }
     }
 

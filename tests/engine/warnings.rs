@@ -86,7 +86,7 @@ async fn a_missing_object_is_one_line_however_many_frames_it_had() {
     let here = env(Arc::new(store.clone()), &Disks::new(), 7, "here");
     let (volume, _) = open_with(here, settings, Agreed::default()).await.unwrap();
     let step = pack::FRAME_BYTES as usize;
-    let data: Vec<u8> = (0..8 * step).map(|at| (at * 7919 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..8 * step).map(|at| ((at * 7919) >> 3) as u8).collect();
     volume.write(0, Bytes::from(data), false).await.unwrap();
     volume.sync().await.unwrap();
     let objects = store.list(names::OBJECTS, None, None).await.unwrap();
