@@ -39,7 +39,7 @@ e2e::claims! {
         status_says_how_far_behind_the_bucket_is_and_sync_brings_it_up,
         a_killed_servers_control_socket_is_nobody_and_the_next_one_answers,
         a_fenced_server_says_by_whom_and_cannot_sync,
-        status_tells_that_the_store_is_away_and_sync_waits_for_it;
+        whoever_waits_for_the_server_is_told_that_the_store_is_away;
     gc:
         gc_gives_back_what_was_overwritten_online_and_offline,
         gc_lets_go_of_clones_that_are_gone;

@@ -26,8 +26,10 @@
 //!
 //! # Bounds
 //! - Disk: all files together at most `bytes_max`, whatever happens; the log has its own space and its own limit.
-//! - Memory: 37 to 73 bytes an entry (index 29 to 57, list of its segment 8, twice that while it grows), and no more entries than
-//!   `bytes_max` / 16 KiB (at least 64 a segment): half a percent of the disk at the very worst, a tenth of that usually. The ghost: 8 bytes for
+//! - Memory: 37 to 73 bytes an entry (index 29 to 57, list of its segment 8, twice that while it grows). Up to 32 GiB a cache takes an
+//!   entry for each 4 KiB, so that it can be full of frames of one block: 0.9 to 1.8 percent of the disk at the very worst, 97 to 191 MB for the
+//!   default of 10 GiB. Larger ones take 8.4 million entries (310 to 612 MB), and from 128 GiB on one for each 16 KiB: half a percent at the very
+//!   worst. (At least 64 a segment.) Frames of 64 KiB that compress by half take 0.1 to 0.2 percent. The ghost: 8 bytes for
 //!   each 64 KiB of disk, at most 32 MiB. Frames waiting to be written: 32 MiB, and a frame keeps alive the buffer it was sliced from.
 //!
 //! # Concurrency

@@ -28,9 +28,12 @@ const SEGMENTS_MAX: u64 = 512;
 pub(super) const SEGMENT_BYTES_MAX: u64 = 2 << 30;
 /// Smallest segment: a block of the file system.
 pub(super) const SEGMENT_BYTES_MIN: u64 = 4 << 10;
-/// A cache holds no more entries than if they were of this size on average, so its memory is a fixed share of its disk. Frames
-/// are some 64 KiB of plaintext: this counts only where they compress to less than a quarter, and there the cache still
-/// holds four times its size in plaintext.
+/// A segment of usual size takes as many entries as it has blocks of 4 KiB: it is full of the smallest frames that are usual,
+/// those of a cut of one block, before the bound counts.
+const ENTRY_BYTES_USUAL_MIN: u64 = 4 << 10;
+/// A larger one takes no more than that, unless its entries are of this size on average: what the index of a large cache
+/// takes in memory stays a fixed share of its disk. Frames are some 64 KiB of plaintext: this counts only where they
+/// compress to less than a quarter, and there the cache still holds four times its size in plaintext.
 const ENTRY_BYTES_MEAN_MIN: u64 = 16 << 10;
 /// Entries that any segment may hold.
 const ENTRIES_MIN: u64 = 64;
@@ -47,7 +50,8 @@ pub(super) fn segment_bytes(bytes_max: u64) -> Option<u64> {
 
 /// Most entries in a segment of `bytes`.
 pub(super) fn entries_max(bytes: u64) -> usize {
-    (bytes / ENTRY_BYTES_MEAN_MIN).max(ENTRIES_MIN) as usize
+    let usual = bytes.min(SEGMENT_BYTES_USUAL_MAX) / ENTRY_BYTES_USUAL_MIN;
+    usual.max(bytes / ENTRY_BYTES_MEAN_MIN).max(ENTRIES_MIN) as usize
 }
 
 /// Which of the two logs a segment belongs to.
@@ -255,6 +259,18 @@ mod tests {
         assert_eq!(segment_bytes(32 << 30), Some(64 << 20));
         assert_eq!(segment_bytes(1 << 40), Some(2 << 30));
         assert_eq!(segment_bytes(u64::MAX), Some(2 << 30));
+    }
+
+    #[test]
+    fn entries_follow_the_bytes_of_a_segment() {
+        for bytes in [4 << 20, 16 << 20, SEGMENT_BYTES_USUAL_MAX] {
+            let entry_bytes = ENTRY_BYTES_USUAL_MIN + 2 * HEADER_BYTES as u64;
+            assert!(entries_max(bytes) as u64 * entry_bytes > bytes, "{bytes} bytes");
+        }
+        assert_eq!(entries_max(SEGMENT_BYTES_USUAL_MAX), 16384);
+        assert_eq!(entries_max(256 << 20), 16384);
+        assert_eq!(entries_max(2 << 30), 131_072);
+        assert_eq!(entries_max(4 << 10), 64);
     }
 
     #[test]

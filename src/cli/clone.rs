@@ -216,5 +216,6 @@ fn protection(secret: &Secret) -> &'static str {
         Secret::Nothing => "without a password",
         Secret::Password(_) => "protected by a password",
         Secret::KeyFile(_) => "protected by a key file",
+        Secret::RecoveryKey(_) => "protected by a recovery key",
     }
 }

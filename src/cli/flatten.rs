@@ -32,8 +32,9 @@ struct Done {
 impl Flatten {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let name = self.target.name();
-        let bar = Left::new("copying");
-        let done = self.target.perform(&self.secret, Request::Flatten, |progress| bar.show(progress)).await;
+        let mut bar = Left::new(&name, "copying");
+        let show = |progress| bar.show(progress);
+        let done = self.target.perform_shown(&self.secret, Request::Flatten, show).await;
         drop(bar);
         let (origin, copied_bytes) = match done? {
             Answer::Flattened { origin, copied_bytes } => (origin, copied_bytes),

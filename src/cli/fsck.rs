@@ -173,7 +173,11 @@ impl Fsck {
             ));
         }
         say(format_args!("{name}: {}", summary(report)));
-        let remedies: BTreeSet<Remedy> = report.findings.iter().map(Finding::remedy).collect();
+        let mut remedies: BTreeSet<Remedy> = report.findings.iter().map(Finding::remedy).collect();
+        if remedies.contains(&Remedy::Scan) {
+            // There is none to go back to.
+            remedies.remove(&Remedy::Recover);
+        }
         for remedy in remedies.into_iter().filter(|remedy| *remedy > Remedy::Nothing) {
             let count = report.findings.iter().filter(|finding| finding.remedy() == remedy).count();
             let findings = if count == 1 { "finding" } else { "findings" };

@@ -60,7 +60,7 @@ impl Gc {
         }
         let name = self.target.name();
         let request = Request::Collect { strays: self.strays };
-        let collected = match self.target.perform(&self.secret, request, |_| ()).await? {
+        let collected = match self.target.perform(&self.secret, request).await? {
             Answer::Collected(collected) => collected,
             other => anyhow::bail!("the server's answer makes no sense: {other:?}"),
         };

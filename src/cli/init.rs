@@ -117,6 +117,7 @@ pub(super) async fn make(target: &Target, env: &Env, wanted: New<'_>) -> anyhow:
             Secret::Nothing => "without a password: whoever reads the bucket reads the data",
             Secret::Password(_) => "protected by a password: there is no way in without it",
             Secret::KeyFile(_) => "protected by a key file: there is no way in without it",
+            Secret::RecoveryKey(_) => "protected by a recovery key: there is no way in without it",
         },
     ));
     Ok(())

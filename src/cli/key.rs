@@ -112,7 +112,7 @@ async fn unlock(
 #[derive(Serialize)]
 struct Line {
     slot: String,
-    /// "password", "key-file", "none"; none where it is damaged.
+    /// "password", "key-file", "recovery-key", "none"; none where it is damaged.
     kind: Option<&'static str>,
     label: Option<String>,
     created_ms: Option<u64>,
@@ -128,7 +128,7 @@ impl Line {
         let slot = there.slot.as_ref().ok();
         let cost = slot.and_then(|slot| match slot.unlock {
             Unlock::Password(cost) => Some(cost),
-            Unlock::Nothing | Unlock::KeyFile => None,
+            Unlock::Nothing | Unlock::KeyFile | Unlock::RecoveryKey => None,
         });
         Self {
             slot: there.id().to_owned(),
@@ -147,8 +147,8 @@ fn kind(slot: &Slot) -> &'static str {
     match slot.unlock {
         Unlock::Nothing => "none",
         Unlock::Password(_) => "password",
-        // A recovery key is one, too; its label says so.
         Unlock::KeyFile => "key-file",
+        Unlock::RecoveryKey => "recovery-key",
     }
 }
 
@@ -169,7 +169,7 @@ impl List {
             return Ok(());
         }
         let row = |slot: &str, kind: &str, label: &str, made: &str, cost: &str| {
-            say(format!("{slot:<10}{kind:<10}{label:<18}{made:<25}{cost}").trim_end());
+            say(format!("{slot:<10}{kind:<14}{label:<18}{made:<25}{cost}").trim_end());
         };
         row("SLOT", "KIND", "LABEL", "MADE", "COST OF A TRY");
         for line in lines {

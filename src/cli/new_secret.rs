@@ -52,8 +52,8 @@ impl NewSecretArgs {
     pub(super) fn choose(&self, name: &str, env: &Env) -> anyhow::Result<Chosen> {
         if self.recovery_key {
             let key = RecoveryKey::new(random_bytes(&*env.random));
-            let secret = Secret::recovery_key(&key);
-            return Ok(Chosen { secret, label: "recovery key", shown: Some(key.text()) });
+            let shown = Some(key.text());
+            return Ok(Chosen { secret: Secret::RecoveryKey(key), label: "recovery key", shown });
         }
         if let Some(path) = &self.new_key_file {
             return Ok(Chosen { secret: key_file(path)?, label: "key file", shown: None });

@@ -5,7 +5,12 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 
-use super::{progress::tell_unclosed, secret::SecretArgs, serve::Signals, target::Target};
+use super::{
+    progress::{StoreAway, tell_unclosed},
+    secret::SecretArgs,
+    serve::Signals,
+    target::Target,
+};
 use crate::{
     control::{Answer, Collected, Progress, Request, Resized, Working, client::Client},
     format::manifest::Snapshot,
@@ -100,8 +105,7 @@ async fn collect(core: &Core, strays: bool) -> Result<Answer, VolumeError> {
 }
 
 async fn flatten(core: &Core, working: &Working) -> Result<Answer, VolumeError> {
-    let left = |left_bytes| working.set(Progress { left_bytes, store_away_ms: None });
-    let Flattened { origin, copied_bytes } = core.flatten(left).await?;
+    let Flattened { origin, copied_bytes } = core.flatten(|left_bytes| working.set(left_bytes)).await?;
     Ok(Answer::Flattened { origin, copied_bytes })
 }
 
@@ -113,15 +117,21 @@ async fn list_snapshots(core: &Arc<Core>) -> Result<Answer, VolumeError> {
 
 impl Target {
     /// Has `request` done: by the server that has the volume open on this host, or, where there is none, by opening the
-    /// volume, and closing it again.
-    pub(super) async fn perform(
+    /// volume, and closing it again. Tells where the server waits for the store.
+    pub(super) async fn perform(&self, secret: &SecretArgs, request: Request) -> anyhow::Result<Answer> {
+        let mut away = StoreAway::new(&self.name());
+        self.perform_shown(secret, request, |progress| away.show(progress)).await
+    }
+
+    /// The same; `show` is told how far it is.
+    pub(super) async fn perform_shown(
         &self,
         secret: &SecretArgs,
         request: Request,
         show: impl FnMut(Progress) + Send,
     ) -> anyhow::Result<Answer> {
         match self.find_server().await? {
-            Some(server) => self.ask(server, &request, show).await,
+            Some(mut server) => server.ask(&request, show).await.with_context(|| self.name()),
             None => {
                 let (outside, bucket) = self.unlock(secret).await?;
                 self.perform_alone(outside.env, bucket, &request, show).await
@@ -137,19 +147,15 @@ impl Target {
         request: &Request,
     ) -> anyhow::Result<Answer> {
         match self.find_server().await? {
-            Some(server) => self.ask(server, request, |_| ()).await,
+            Some(server) => self.ask(server, request).await,
             None => self.perform_alone(env.clone(), bucket.clone(), request, |_| ()).await,
         }
     }
 
-    /// Has `request` done by a server.
-    pub(super) async fn ask(
-        &self,
-        mut server: Client,
-        request: &Request,
-        show: impl FnMut(Progress),
-    ) -> anyhow::Result<Answer> {
-        server.ask(request, show).await.with_context(|| self.name())
+    /// Has `request` done by a server, and tells where that waits for the store.
+    pub(super) async fn ask(&self, mut server: Client, request: &Request) -> anyhow::Result<Answer> {
+        let mut away = StoreAway::new(&self.name());
+        server.ask(request, |progress| away.show(progress)).await.with_context(|| self.name())
     }
 
     async fn perform_alone(
@@ -170,7 +176,8 @@ impl Target {
         let showing = async {
             loop {
                 tokio::time::sleep(SHOW_INTERVAL).await;
-                show(working.get());
+                // That the store is away is what the log of this process tells.
+                show(Progress { left_bytes: working.get(), store_away_ms: None });
             }
         };
         let answer = tokio::select! {

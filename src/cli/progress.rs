@@ -134,22 +134,62 @@ impl Counting {
     }
 }
 
-/// What is left of something, bytes. Nothing where standard error is no terminal.
-pub(super) struct Left(Clearing);
+/// For so long the store has not answered before people are told, milliseconds: what is made again once is nothing to tell.
+const STORE_AWAY_MS_MIN: u64 = 2000;
+
+/// Tells people who wait for a server that it waits for the store, and when that is over.
+pub(super) struct StoreAway {
+    name: String,
+    is_told: bool,
+}
+
+impl StoreAway {
+    pub(super) fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), is_told: false }
+    }
+
+    pub(super) fn show(&mut self, Progress { store_away_ms, .. }: Progress) {
+        let name = &self.name;
+        match store_away_ms {
+            Some(ms) if ms >= STORE_AWAY_MS_MIN && !self.is_told => {
+                tell(format_args!(
+                    "{name}: the store has not answered for {}: waiting for it",
+                    show_span(ms)
+                ));
+                self.is_told = true;
+            }
+            None if self.is_told => {
+                tell(format_args!("{name}: the store answers again"));
+                self.is_told = false;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What is left of something, bytes. Where standard error is no terminal, only whether the store is away.
+pub(super) struct Left {
+    bar: Clearing,
+    away: StoreAway,
+}
 
 impl Left {
-    pub(super) fn new(what: &str) -> Self {
+    pub(super) fn new(name: &str, what: &str) -> Self {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
         let style = "{prefix} [{bar:30}] {binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec} {msg}";
         if let Ok(style) = ProgressStyle::with_template(style) {
             bar.set_style(style);
         }
         bar.set_prefix(what.to_owned());
-        Self(Clearing(bar))
+        Self { bar: Clearing(bar), away: StoreAway::new(name) }
     }
 
-    pub(super) fn show(&self, Progress { left_bytes, store_away_ms }: Progress) {
-        let Self(Clearing(bar)) = self;
+    pub(super) fn show(&mut self, progress: Progress) {
+        let Progress { left_bytes, store_away_ms } = progress;
+        let Clearing(bar) = &self.bar;
+        if bar.is_hidden() {
+            return self.away.show(progress);
+        }
         let total = bar.length().unwrap_or(0).max(left_bytes);
         bar.set_length(total);
         bar.set_position(total - left_bytes);

@@ -113,6 +113,11 @@ impl Recover {
                 format!("give up the local log, of which it is not known what it holds alone ({why})?");
             losses.push(Loss { question, code: DIVERGED });
         }
+        if self.has_nothing_to_do(&report, &repair) {
+            let text = "nothing to recover: the volume is closed, and everything is in the bucket";
+            say(format_args!("{name}: {text}, as epoch {}; nothing was changed", report.newest.epoch));
+            return Ok(());
+        }
         if self.dry_run {
             say(format_args!("{name}: nothing was changed"));
             return Ok(());
@@ -123,6 +128,15 @@ impl Recover {
             }
         }
         self.publish(outside.env, bucket, &repair).await
+    }
+
+    /// Whether the bucket has all there is, and its state is that of a closed volume. What was agreed to about an older bucket
+    /// or the log counts with the next epoch alone.
+    fn has_nothing_to_do(&self, report: &OpenReport, repair: &Repair) -> bool {
+        let (log, given_up) = (&report.replayed, &report.given_up);
+        let is_repaired = repair.base.is_some() || repair.cut_log;
+        let is_log_done = log.tally.records() + given_up.tally.records() == 0 && given_up.uncounted.is_none();
+        report.was_clean && is_log_done && !is_repaired && !self.accept_rollback && !self.discard
     }
 
     /// Makes the new volume; it has the password of the old one.

@@ -9,7 +9,7 @@ use super::{
     exit::{self, CliError},
     open::close,
     perform::perform,
-    progress::tell_unclosed,
+    progress::{StoreAway, tell_unclosed},
     say,
     secret::SecretArgs,
     serve::Signals,
@@ -67,7 +67,8 @@ struct Done {
 
 /// Who does it.
 enum Doer<'a> {
-    Server(&'a mut Client),
+    /// The server of the volume of this name.
+    Server(&'a mut Client, &'a str),
     Own(&'a Volume),
 }
 
@@ -75,7 +76,7 @@ impl Doer<'_> {
     async fn size_bytes(&mut self) -> anyhow::Result<u64> {
         match self {
             Self::Own(volume) => Ok(volume.core().state().size_bytes),
-            Self::Server(server) => match server.ask(&Request::Status, |_| ()).await? {
+            Self::Server(server, _) => match server.ask(&Request::Status, |_| ()).await? {
                 Answer::Status(status) => Ok(status.volume.size_bytes),
                 other => anyhow::bail!("the server's answer makes no sense: {other:?}"),
             },
@@ -88,7 +89,10 @@ impl Doer<'_> {
             Self::Own(volume) => perform(volume.core(), &request, &Working::default())
                 .await
                 .unwrap_or(Err(VolumeError::ReadOnly))?,
-            Self::Server(server) => server.ask(&request, |_| ()).await?,
+            Self::Server(server, name) => {
+                let mut away = StoreAway::new(name);
+                server.ask(&request, |progress| away.show(progress)).await?
+            }
         };
         match answer {
             Answer::Resized(resized) => Ok(resized),
@@ -101,7 +105,7 @@ impl Resize {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let name = self.target.name();
         let done = match self.target.find_server().await? {
-            Some(mut server) => self.change(Doer::Server(&mut server)).await?,
+            Some(mut server) => self.change(Doer::Server(&mut server, &name)).await?,
             None => self.open_and_change().await?,
         };
         if self.json {
@@ -132,7 +136,7 @@ impl Resize {
 
     async fn change(&self, mut doer: Doer<'_>) -> anyhow::Result<Done> {
         let name = self.target.name();
-        let online = matches!(doer, Doer::Server(_));
+        let online = matches!(doer, Doer::Server(..));
         let from_bytes = doer.size_bytes().await.with_context(|| name.clone())?;
         let Some(size_bytes) = self.size.of(from_bytes) else {
             let text =

@@ -179,7 +179,7 @@ fn line(bytes: &[u8]) -> anyhow::Result<&[u8]> {
 fn typed(bytes: &[u8]) -> anyhow::Result<Secret> {
     let text = line(bytes)?;
     match RecoveryKey::read(text) {
-        Typed::Key(key) => Ok(Secret::recovery_key(&key)),
+        Typed::Key(key) => Ok(Secret::RecoveryKey(key)),
         Typed::Other => Ok(Secret::Password(SecretSlice::from(text.to_vec()))),
         Typed::Mistyped(groups) => {
             let groups: Vec<_> = groups.iter().map(usize::to_string).collect();

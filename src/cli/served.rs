@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use super::{exports::VolumeExports, perform::perform, target::Target, tell};
 use crate::{
     control::{
-        Answer, ControlSocket, Hello, Limits, Progress, Refusal, RefusalKind, Request, Resized, Server,
-        Service, Status, StoreStatus, Working,
+        Answer, ControlSocket, Hello, Limits, Refusal, RefusalKind, Request, Resized, Server, Service,
+        Status, StoreStatus, Working,
     },
     nbd::Clients,
     store::{
@@ -102,13 +102,11 @@ impl Served {
         tokio::pin!(sync);
         loop {
             let left_bytes = end.0.saturating_sub(core.published.reached().0);
-            working.set(Progress { left_bytes, store_away_ms: self.opened.health().away_ms });
+            working.set(left_bytes);
             tokio::select! {
                 biased;
                 done = &mut sync => return done.and_then(|()| core.noted.tell_incomplete(Waiting::Sync)),
                 _ = progress.changed() => {}
-                // The store's health changes without a word.
-                () = tokio::time::sleep(std::time::Duration::from_millis(500)) => {}
             }
         }
     }
@@ -118,6 +116,10 @@ impl Served {
 impl Service for Served {
     fn hello(&self) -> Hello {
         self.hello.clone()
+    }
+
+    fn store_away_ms(&self) -> Option<u64> {
+        self.opened.health().away_ms
     }
 
     async fn answer(&self, request: Request, working: &Working) -> Result<Answer, Refusal> {

@@ -88,7 +88,7 @@ impl Snapshot {
 impl Create {
     async fn run(self) -> anyhow::Result<()> {
         let (target, name) = self.target.split_snapshot()?;
-        let answer = target.perform(&self.secret, Request::SnapshotCreate { name }, |_| ()).await?;
+        let answer = target.perform(&self.secret, Request::SnapshotCreate { name }).await?;
         let Answer::Snapshot(taken) = answer else { return Err(exit::nonsense(&answer)) };
         say(format_args!(
             "{}@{}: taken at epoch {}, {}",
@@ -106,7 +106,7 @@ impl List {
     async fn snapshots(&self) -> anyhow::Result<Vec<SnapshotUsage>> {
         let name = self.target.name();
         if let Some(server) = self.target.find_server().await? {
-            let answer = self.target.ask(server, &Request::SnapshotList, |_| ()).await?;
+            let answer = self.target.ask(server, &Request::SnapshotList).await?;
             let Answer::Snapshots { snapshots } = answer else { return Err(exit::nonsense(&answer)) };
             return Ok(snapshots);
         }
@@ -153,7 +153,7 @@ impl Delete {
         if !self.yes && !confirm(&whole, "delete this snapshot and what only it holds?", exit::USAGE)? {
             anyhow::bail!("{whole}: nothing was changed");
         }
-        target.perform(&self.secret, Request::SnapshotDelete { name }, |_| ()).await?;
+        target.perform(&self.secret, Request::SnapshotDelete { name }).await?;
         say(format_args!("{whole}: deleted"));
         Ok(())
     }
@@ -163,7 +163,7 @@ impl Rename {
     async fn run(self) -> anyhow::Result<()> {
         let (target, name) = self.target.split_snapshot()?;
         let to = self.to.clone();
-        target.perform(&self.secret, Request::SnapshotRename { name, to }, |_| ()).await?;
+        target.perform(&self.secret, Request::SnapshotRename { name, to }).await?;
         say(format_args!("{}: is {}@{} now", self.target.name(), target.name(), self.to));
         Ok(())
     }

@@ -20,7 +20,7 @@ impl Sync {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let name = self.target.name();
         let mut server = self.target.server(OTHERWISE).await?;
-        let bar = Left::new("uploading");
+        let mut bar = Left::new(&name, "uploading");
         let done = server.ask(&Request::Sync, |progress| bar.show(progress)).await;
         drop(bar);
         done.with_context(|| name.clone())?;

@@ -22,7 +22,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 
@@ -39,12 +39,14 @@ pub trait Service: Send + Sync + 'static {
     /// The answer to a request. Dropped at any wait when the client leaves: what must not be done by halves runs in a task
     /// of its own. A request that takes long tells `working` how far it is.
     async fn answer(&self, request: Request, working: &Working) -> Result<Answer, Refusal>;
+    /// For how long the store has not answered, milliseconds; none while it does. Told to whoever waits.
+    fn store_away_ms(&self) -> Option<u64>;
 }
 
 /// How far a request is.
 #[derive(Debug, Default)]
 pub struct Working {
-    progress: Mutex<Progress>,
+    left_bytes: AtomicU64,
 }
 
 /// What a client is told while it waits.
@@ -57,14 +59,14 @@ pub struct Progress {
 }
 
 impl Working {
-    /// It is this far now.
-    pub fn set(&self, progress: Progress) {
-        *self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = progress;
+    /// So much is left now, bytes.
+    pub fn set(&self, left_bytes: u64) {
+        self.left_bytes.store(left_bytes, Ordering::Relaxed);
     }
 
-    /// How far it is.
+    /// What is left, bytes.
     #[must_use]
-    pub fn get(&self) -> Progress {
-        *self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    pub fn get(&self) -> u64 {
+        self.left_bytes.load(Ordering::Relaxed)
     }
 }

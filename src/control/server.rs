@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    Answer, ControlSocket, Refusal, RefusalKind, Reply, Request, Service, Working,
+    Answer, ControlSocket, Progress, Refusal, RefusalKind, Reply, Request, Service, Working,
     line::{Line, read_line},
     protocol::{decode_request, encode_reply},
 };
@@ -196,7 +196,11 @@ impl Connection {
                     };
                     return self.send(&reply).await;
                 }
-                _ = ticks.tick() => self.send(&Reply::Working(working.get())).await?,
+                _ = ticks.tick() => {
+                    let store_away_ms = self.service.store_away_ms();
+                    let progress = Progress { left_bytes: working.get(), store_away_ms };
+                    self.send(&Reply::Working(progress)).await?;
+                }
             }
         }
     }

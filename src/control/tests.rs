@@ -52,12 +52,16 @@ impl Service for Fake {
         }
     }
 
+    fn store_away_ms(&self) -> Option<u64> {
+        Some(8)
+    }
+
     async fn answer(&self, request: Request, working: &Working) -> Result<Answer, Refusal> {
         match request {
-            Request::Sync => {
+            Request::Sync | Request::Flatten | Request::SnapshotList => {
                 self.under_way.fetch_add(1, Ordering::SeqCst);
                 let _under_way = UnderWay(&self.under_way);
-                working.set(Progress { left_bytes: 7, store_away_ms: Some(8) });
+                working.set(7);
                 self.may_end.acquire().await.expect("nobody closes it").forget();
                 Ok(Answer::Done)
             }
@@ -118,13 +122,21 @@ fn quick() -> Limits {
 async fn a_request_that_takes_long_says_how_far_it_is_and_holds_up_no_other() {
     let rig = Rig::new(quick());
     let (mut waiting, mut other) = (rig.client().await, rig.client().await);
-    let (told, mut tells) = tokio::sync::mpsc::unbounded_channel();
-    let ask = tokio::spawn(async move { waiting.ask(&Request::Sync, |now| _ = told.send(now)).await });
-    assert_eq!(tells.recv().await, Some(Progress { left_bytes: 7, store_away_ms: Some(8) }));
-    let refused = other.ask(&Request::Status, |_| ()).await;
-    assert!(matches!(refused, Err(ClientError::Refused(_))), "{refused:?}");
-    rig.service.may_end.add_permits(1);
-    assert_eq!(ask.await.unwrap().unwrap(), Answer::Done);
+    for request in [Request::Sync, Request::Flatten, Request::SnapshotList] {
+        let (told, mut tells) = tokio::sync::mpsc::unbounded_channel();
+        let ask = async {
+            let answer = waiting.ask(&request, |now| _ = told.send(now)).await;
+            assert_eq!(answer.unwrap(), Answer::Done);
+        };
+        let watch = async {
+            // Whatever is asked for: the service knows of the store.
+            assert_eq!(tells.recv().await, Some(Progress { left_bytes: 7, store_away_ms: Some(8) }));
+            let refused = other.ask(&Request::Status, |_| ()).await;
+            assert!(matches!(refused, Err(ClientError::Refused(_))), "{refused:?}");
+            rig.service.may_end.add_permits(1);
+        };
+        tokio::join!(ask, watch);
+    }
     // The connection goes on after a refusal and after an answer.
     rig.service.may_end.add_permits(1);
     assert_eq!(other.ask(&Request::Sync, |_| ()).await.unwrap(), Answer::Done);

@@ -32,6 +32,8 @@ pub enum Unlock {
     Password(Argon2),
     /// HKDF of the bytes of a key file.
     KeyFile,
+    /// HKDF of a recovery key.
+    RecoveryKey,
 }
 
 /// Cost of an Argon2id derivation.

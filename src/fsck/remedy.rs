@@ -19,6 +19,8 @@ pub enum Remedy {
     Overwrite,
     /// `recover` goes back to the newest manifest that is whole.
     Recover,
+    /// There is no manifest to go back to: `recover --scan` makes the maps anew from the objects.
+    Scan,
     /// `recover --fall-back` goes back to the newest epoch of which every page is there.
     FallBack,
     /// A key slot is to be removed, and its secret added anew.
@@ -41,6 +43,7 @@ impl fmt::Display for Remedy {
             }
             Self::Overwrite => "overwriting the blocks clears it",
             Self::Recover => "s3bd recover goes back to the newest manifest that is whole",
+            Self::Scan => "s3bd recover --scan makes the maps anew from the objects, and shows them before it publishes them",
             Self::FallBack => {
                 "s3bd recover --fall-back goes back to the newest epoch whose pages are all whole, and says before what that \
                  loses; where none is, s3bd recover --scan makes the maps anew from the objects"
@@ -75,11 +78,11 @@ impl Finding {
             Self::ObjectMissing { listed: true, .. }
             | Self::ObjectLength { listed: true, .. }
             | Self::ObjectIndex { listed: true, mirrored: false, .. }
-            | Self::NoManifest
             | Self::ManifestDamaged { .. }
             | Self::ManifestMissing { .. }
             | Self::ManifestReplaced { .. }
             | Self::ManifestDescends { .. } => Remedy::Recover,
+            Self::NoManifest => Remedy::Scan,
             Self::SnapshotHit { .. } => Remedy::Snapshots,
             Self::ObjectMissing { pages: 0, blocks, .. } if blocks.is_empty() => Remedy::Snapshots,
             Self::ObjectMissing { .. }

@@ -87,7 +87,7 @@ impl fmt::Display for Finding {
                 write!(f, ", or ended without closing it")
             }
             Self::NoManifest => {
-                write!(f, "manifests: none is whole: the volume cannot be opened (s3bd recover)")
+                write!(f, "manifests: none is whole: the volume cannot be opened (s3bd recover --scan)")
             }
             Self::ManifestDamaged { name, newest, needed, error } => {
                 write!(f, "{name}: {error}: ")?;

@@ -3,10 +3,10 @@
 //! A page at level `l` from key `k` covers the keys `k .. k + 2^(9 (l + 1))`. The root covers the keys from 0 on; it
 //! gains a level when a key beyond it is written. Work is bounded by the pages that exist below the changed ranges.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use async_trait::async_trait;
-use futures::stream::{StreamExt, TryStreamExt};
+use futures::stream::StreamExt;
 
 use crate::format::{
     ids::FrameRef,
@@ -15,9 +15,11 @@ use crate::format::{
     page::{Extent, FANOUT_BITS, LEVEL_MAX, Page, span_bits},
 };
 
-/// Pages of one level that are read ahead of their turn: enough to hide a store's latency, and at some 30 KiB each
-/// no burden.
-const PAGE_LOADS_MAX: usize = 16;
+/// Reads of pages at once: enough to hide a store's latency.
+pub const PAGE_LOADS_MAX: usize = 16;
+/// Pages that a rewriting has before their turn, bytes as they are stored, for each level; in memory they take up to three times
+/// that. All children of a page of a sparse map, so that they are found together where they lie together.
+const AHEAD_BYTES_MAX: u64 = 4 << 20;
 
 /// A page's place: where it is stored, and what it must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,11 @@ pub trait Pages: Send + Sync {
     type Error: Send;
     /// Reads and decodes a page.
     async fn load(&self, at: PageAt) -> Result<Arc<Page>, Self::Error>;
+    /// The same for pages without repeats, some at once.
+    async fn load_all(&self, places: &[PageAt]) -> Vec<Result<Arc<Page>, Self::Error>> {
+        let loads: Vec<_> = places.iter().map(|at| self.load(*at)).collect();
+        futures::stream::iter(loads).buffered(PAGE_LOADS_MAX).collect().await
+    }
     /// Whether an error means that the page is damaged for good, and not that it cannot be had now.
     fn is_damage(_: &Self::Error) -> bool {
         false
@@ -189,10 +196,7 @@ fn children_within(at: &PageAt, page: &Page, first: u64, last: u64) -> Vec<PageA
 }
 
 async fn load_all<P: Pages>(pages: &P, row: &[PageAt]) -> Result<Vec<Arc<Page>>, P::Error> {
-    futures::stream::iter(row.iter().copied().map(|at| pages.load(at)))
-        .buffered(PAGE_LOADS_MAX)
-        .try_collect()
-        .await
+    pages.load_all(row).await.into_iter().collect()
 }
 
 /// First keys of all leaves, ascending. Loads the pages above them.
@@ -293,7 +297,7 @@ where
         Some(root) if root.level == level => Some(Old::Stored(root.page())),
         Some(root) => Some(Old::Raised(root)),
     };
-    let page = rewriter.page::<E>(level, 0, old).await?;
+    let page = rewriter.page::<E>(level, 0, old, None).await?;
     Ok(page.map(|page| Root::new(level, &page)))
 }
 
@@ -317,8 +321,14 @@ struct Rewriter<'a, P, S, C> {
 }
 
 impl<P: Pages, S: PageSink, C: Changes> Rewriter<'_, P, S, C> {
-    /// The page for `level` and `first_key` after the changes.
-    async fn page<E>(&mut self, level: u8, first_key: u64, old: Option<Old>) -> Result<Option<FrameRef>, E>
+    /// The page for `level` and `first_key` after the changes. `loaded`: what `old` is, where that is known.
+    async fn page<E>(
+        &mut self,
+        level: u8,
+        first_key: u64,
+        old: Option<Old>,
+        loaded: Option<Arc<Page>>,
+    ) -> Result<Option<FrameRef>, E>
     where
         E: From<P::Error> + From<S::Error> + Send,
     {
@@ -329,6 +339,7 @@ impl<P: Pages, S: PageSink, C: Changes> Rewriter<'_, P, S, C> {
             _ => {}
         }
         let old_page = match old {
+            Some(Old::Stored(_)) if loaded.is_some() => loaded,
             Some(Old::Stored(frame)) => {
                 match self.pages.load(PageAt { frame, map: C::MAP, level, first_key }).await {
                     // What it held is not needed; what that was in other objects stays counted there.
@@ -378,7 +389,7 @@ impl<P: Pages, S: PageSink, C: Changes> Rewriter<'_, P, S, C> {
     where
         E: From<P::Error> + From<S::Error> + Send,
     {
-        self.load_ahead(level, first_key, old).await?;
+        let (mut touched, mut ahead) = (self.touched(level, first_key, old), VecDeque::new());
         let mut children = Vec::new();
         let mut old = old.iter().peekable();
         // The topmost level has fewer: the keys end before its slots do.
@@ -386,32 +397,47 @@ impl<P: Pages, S: PageSink, C: Changes> Rewriter<'_, P, S, C> {
         for slot in 0..(1_u16 << slot_bits) {
             let key = child_key(level, first_key, slot);
             let before = old.next_if(|(old_slot, _)| *old_slot == slot).map(|(_, old)| *old);
-            if let Some(page) = self.page::<E>(level - 1, key, before).await? {
+            let mut loaded = None;
+            if touched.front().is_some_and(|at| at.first_key == key) {
+                if ahead.is_empty() {
+                    ahead = self.load_ahead(&touched).await?;
+                }
+                touched.pop_front();
+                loaded = ahead.pop_front().flatten();
+            }
+            if let Some(page) = self.page::<E>(level - 1, key, before, loaded).await? {
                 children.push((slot, page));
             }
         }
         Ok(children)
     }
 
-    /// Brings the children that will be needed into the cache of pages, several at a time. One that is damaged is found
-    /// so again when its turn comes.
-    async fn load_ahead(&self, level: u8, first_key: u64, old: &[(u16, Old)]) -> Result<(), P::Error> {
-        let touched = old.iter().filter_map(|(slot, old)| {
+    /// Those children that will be needed.
+    fn touched(&self, level: u8, first_key: u64, old: &[(u16, Old)]) -> VecDeque<PageAt> {
+        let place = |(slot, old): &(u16, Old)| {
             let first_key = child_key(level, first_key, *slot);
             let Old::Stored(frame) = *old else { return None };
             let at = PageAt { frame, map: C::MAP, level: level - 1, first_key };
             self.changes.touches(first_key, last_key(level - 1, first_key)).then_some(at)
-        });
-        let touched: Vec<_> = touched.collect();
-        if touched.len() < 2 {
-            return Ok(());
-        }
-        futures::stream::iter(touched.into_iter().map(|at| self.pages.load(at)))
-            .buffer_unordered(PAGE_LOADS_MAX)
-            .map(|page| {
-                page.map(drop).or_else(|error| if P::is_damage(&error) { Ok(()) } else { Err(error) })
-            })
-            .try_collect()
-            .await
+        };
+        old.iter().filter_map(place).collect()
+    }
+
+    /// The first of `touched`, several at a time. One that is damaged is none here, and found so again when its turn comes.
+    async fn load_ahead(&self, touched: &VecDeque<PageAt>) -> Result<VecDeque<Option<Arc<Page>>>, P::Error> {
+        let mut bytes = 0;
+        let has_room = |at: &&PageAt| {
+            let is_first = bytes == 0;
+            bytes += u64::from(at.frame.plain_bytes);
+            is_first || bytes <= AHEAD_BYTES_MAX
+        };
+        let next: Vec<PageAt> = touched.iter().take_while(has_room).copied().collect();
+        let loaded = self.pages.load_all(&next).await;
+        let whole = |page: Result<Arc<Page>, P::Error>| match page {
+            Ok(page) => Ok(Some(page)),
+            Err(error) if P::is_damage(&error) => Ok(None),
+            Err(error) => Err(error),
+        };
+        loaded.into_iter().map(whole).collect()
     }
 }

@@ -18,6 +18,8 @@ pub enum Secret {
     Password(SecretSlice<u8>),
     /// The bytes of a key file.
     KeyFile(SecretSlice<u8>),
+    /// A recovery key.
+    RecoveryKey(RecoveryKey),
 }
 
 impl Secret {
@@ -27,19 +29,14 @@ impl Secret {
         Self::Password(text.as_bytes().to_vec().into())
     }
 
-    /// A recovery key: to a slot, it is the bytes of a key file.
-    #[must_use]
-    pub fn recovery_key(key: &RecoveryKey) -> Self {
-        Self::KeyFile(key.bytes().to_vec().into())
-    }
-
     /// What it is, in words.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Nothing => "no secret",
             Self::Password(_) => "password",
-            Self::KeyFile(_) => "key file or recovery key",
+            Self::KeyFile(_) => "key file",
+            Self::RecoveryKey(_) => "recovery key",
         }
     }
 
@@ -50,6 +47,7 @@ impl Secret {
             Self::Nothing => Unlock::Nothing,
             Self::Password(_) => Unlock::Password(cost),
             Self::KeyFile(_) => Unlock::KeyFile,
+            Self::RecoveryKey(_) => Unlock::RecoveryKey,
         }
     }
 
@@ -59,6 +57,7 @@ impl Secret {
             (Self::Nothing, Unlock::Nothing)
                 | (Self::Password(_), Unlock::Password(_))
                 | (Self::KeyFile(_), Unlock::KeyFile)
+                | (Self::RecoveryKey(_), Unlock::RecoveryKey)
         )
     }
 }
@@ -70,7 +69,7 @@ pub enum UnlockError {
     #[error("this slot wants another kind of secret")]
     OtherKind,
     /// The secret is not the one the slot was made with.
-    #[error("wrong password or key file")]
+    #[error("wrong password, key file or recovery key")]
     WrongSecret,
     /// The secret is right, and the slot's content is not what was written.
     #[error("the secret is right, but the key slot is damaged")]
@@ -147,6 +146,7 @@ fn wrapping_key(secret: &Secret, unlock: Unlock, salt: &[u8; 32]) -> Result<Key,
         (Secret::KeyFile(bytes), _) => {
             Ok(Key::derive_from(bytes.expose_secret(), salt, &[b"s3bd 1 key file"]))
         }
+        (Secret::RecoveryKey(key), _) => Ok(Key::derive_from(key.bytes(), salt, &[b"s3bd 1 recovery key"])),
         (Secret::Password(text), Unlock::Password(cost)) => argon2id(text.expose_secret(), salt, cost),
         (Secret::Password(_), _) => Err(UnlockError::OtherKind),
     }
@@ -182,6 +182,7 @@ fn aad(volume: VolumeId, unlock: Unlock, label: &str, created_ms: u64) -> Vec<u8
             }
         }
         Unlock::KeyFile => out.push(2),
+        Unlock::RecoveryKey => out.push(3),
     }
     out.extend_from_slice(label.as_bytes());
     out
@@ -205,7 +206,9 @@ mod tests {
             [
                 Secret::Nothing,
                 Secret::password("correct"),
-                Secret::KeyFile(b"bytes of a file".to_vec().into()),
+                Secret::KeyFile(vec![5; 32].into()),
+                // The same bytes, and no such file.
+                Secret::RecoveryKey(RecoveryKey::new([5; 32])),
             ]
         };
         for (i, secret) in make().iter().enumerate() {

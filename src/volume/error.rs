@@ -122,7 +122,9 @@ pub enum VolumeError {
         created: String,
     },
     /// No key slot opens.
-    #[error("wrong password or key file: none of the {slots} key slots of its kind opens with it")]
+    #[error(
+        "wrong password, key file or recovery key: none of the {slots} key slots of its kind opens with it"
+    )]
     WrongSecret {
         /// Slots tried.
         slots: usize,
@@ -164,8 +166,11 @@ pub enum VolumeError {
         /// Their names.
         slots: String,
     },
-    /// A secret that was to be added opens the volume already.
-    #[error("this secret opens the volume already, by key slot {slot} ({label:?}): nothing was changed")]
+    /// A secret that was to be added, or to take another's place, opens the volume already.
+    #[error(
+        "the new secret opens the volume already, by key slot {slot} ({label:?}): nothing was changed; s3bd key remove takes away \
+         what is not wanted any more"
+    )]
     SecretKnown {
         /// The slot.
         slot: String,

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::StreamExt;
 use quick_cache::{Weighter, sync::Cache};
 
 use super::{
@@ -27,7 +28,7 @@ use crate::{
         names,
         page::Page,
     },
-    map::tree::{PageAt, Pages},
+    map::tree::{PAGE_LOADS_MAX, PageAt, Pages},
     seal::{aead::Cipher, frame},
     store::{ErrorKind, Range},
 };
@@ -37,8 +38,12 @@ use crate::{
 const GAP_BYTES_MAX: u64 = 128 << 10;
 /// No single request fetches more than this, so that the first frames do not wait long for the last.
 const FETCH_BYTES_MAX: u64 = 4 << 20;
+/// The same for pages, of which [`PAGE_LOADS_MAX`] requests are under way at once.
+const PAGES_FETCH_BYTES_MAX: u64 = 1 << 20;
 /// Ciphers kept ready: one costs under a kilobyte to keep and two microseconds to make.
 const CIPHERS_MAX: usize = 4096;
+/// Objects that are remembered as told of: 48 bytes each.
+const CUT_OBJECTS_MAX: usize = 4096;
 
 #[derive(Clone)]
 struct ByLength;
@@ -74,6 +79,8 @@ pub struct Frames {
     plain: Cache<FrameKey, Bytes, ByLength>,
     pages: Cache<FrameKey, Arc<Page>, BySize>,
     ciphers: Cache<ObjectRef, Arc<Cipher>>,
+    /// Objects that were told of as missing or cut short.
+    cut_objects: Cache<ObjectRef, ()>,
     disk: Option<Arc<FrameCache>>,
 }
 
@@ -94,6 +101,7 @@ impl Frames {
             plain: Cache::with_weighter((plain_bytes_max >> 16).max(64) as usize, plain_bytes_max, ByLength),
             pages: Cache::with_weighter((page_bytes_max >> 12).max(64) as usize, page_bytes_max, BySize),
             ciphers: Cache::new(CIPHERS_MAX),
+            cut_objects: Cache::new(CUT_OBJECTS_MAX),
             disk: disk.map(Arc::new),
         }
     }
@@ -149,22 +157,31 @@ impl Frames {
     /// be fetched are fetched together, groups at once.
     pub async fn load(&self, frames: &[FrameRef]) -> Vec<Result<Bytes, VolumeError>> {
         let mut groups = Vec::new();
-        for group in frames.chunk_by(joins()) {
-            groups.push(self.load_group(group));
+        for group in frames.chunk_by(joins(FETCH_BYTES_MAX)) {
+            groups.push(self.load_group(&self.plain, group, |_, plain| Ok(plain)));
         }
         futures::future::join_all(groups).await.into_iter().flatten().collect()
     }
 
-    async fn load_group(&self, group: &[FrameRef]) -> Vec<Result<Bytes, VolumeError>> {
-        let mut results: Vec<Option<Result<Bytes, VolumeError>>> = Vec::with_capacity(group.len());
+    /// What `make` makes of the plaintexts of frames that go together, by their places in `group`; kept in `cache`.
+    async fn load_group<T: Clone, W: Weighter<FrameKey, T> + Clone>(
+        &self,
+        cache: &Cache<FrameKey, T, W>,
+        group: &[FrameRef],
+        make: impl Fn(usize, Bytes) -> Result<T, VolumeError>,
+    ) -> Vec<Result<T, VolumeError>> {
+        let mut results: Vec<Option<Result<T, VolumeError>>> = Vec::with_capacity(group.len());
         let mut missing = Vec::new();
         for (at, frame) in group.iter().enumerate() {
-            results.push(match self.plain.get_value_or_guard_async(&key(frame)).await {
-                Ok(plain) => Some(Ok(plain)),
+            results.push(match cache.get_value_or_guard_async(&key(frame)).await {
+                Ok(made) => Some(Ok(made)),
                 Err(guard) => match self.load_cached(frame).await {
                     Some(plain) => {
-                        let _ = guard.insert(plain.clone());
-                        Some(Ok(plain))
+                        let made = make(at, plain);
+                        if let Ok(made) = &made {
+                            let _ = guard.insert(made.clone());
+                        }
+                        Some(made)
                     }
                     None => {
                         missing.push((at, guard));
@@ -175,10 +192,11 @@ impl Frames {
         }
         let wanted: Vec<FrameRef> = missing.iter().map(|(at, _)| group[*at]).collect();
         for ((at, guard), fetched) in missing.into_iter().zip(self.fetch(&wanted).await) {
-            if let Ok(plain) = &fetched {
-                let _ = guard.insert(plain.clone());
+            let made = fetched.and_then(|plain| make(at, plain));
+            if let Ok(made) = &made {
+                let _ = guard.insert(made.clone());
             }
-            results[at] = Some(fetched);
+            results[at] = Some(made);
         }
         results.into_iter().map(|result| result.expect("every frame was loaded or fetched")).collect()
     }
@@ -231,11 +249,22 @@ impl Frames {
             let stored = self.get(frame, frame.stored_bytes.into()).await?;
             self.accept(frame, stored)
         });
-        fetched.await.inspect_err(|error| {
-            if error.is_damage() {
-                tracing::error!(%error, "damaged data");
-            }
-        })
+        fetched.await.inspect_err(|error| self.tell_damage(frame, error))
+    }
+
+    /// One line for a frame; of an object that is not there, or ends early, one for all its frames.
+    fn tell_damage(&self, frame: &FrameRef, error: &VolumeError) {
+        if !error.is_damage() {
+            return;
+        }
+        let is_cut =
+            matches!(error, VolumeError::DamagedFrame { error: FrameError::Missing | FrameError::Short, .. });
+        if !is_cut {
+            tracing::error!(%error, "damaged data");
+        } else if self.cut_objects.get(&frame.object).is_none() {
+            self.cut_objects.insert(frame.object, ());
+            tracing::error!(%error, "damaged data; more that is gone with this object is not told of");
+        }
     }
 
     async fn get(&self, first: &FrameRef, length: u64) -> Result<Bytes, VolumeError> {
@@ -287,7 +316,22 @@ impl Frames {
             Some(plain) => plain,
             None => self.fetch_alone(&at.frame, None).await?,
         };
-        let page = Page::decode(&plain, at.map, at.level, at.first_key, self.bucket.block_bytes())
+        self.decode_page(&at, &plain)
+    }
+
+    /// Of `places` those of a group, which says where they are in it.
+    async fn load_pages(
+        &self,
+        places: &[PageAt],
+        group: &[(usize, FrameRef)],
+    ) -> Vec<Result<Arc<Page>, VolumeError>> {
+        let frames: Vec<FrameRef> = group.iter().map(|(_, frame)| *frame).collect();
+        let decode = |at: usize, plain: Bytes| self.decode_page(&places[group[at].0], &plain);
+        self.load_group(&self.pages, &frames, decode).await
+    }
+
+    fn decode_page(&self, at: &PageAt, plain: &[u8]) -> Result<Arc<Page>, VolumeError> {
+        let page = Page::decode(plain, at.map, at.level, at.first_key, self.bucket.block_bytes())
             .map_err(|error| self.bucket.damaged_frame(&at.frame, error.into()))?;
         Ok(Arc::new(page))
     }
@@ -301,14 +345,28 @@ impl Pages for Frames {
         self.pages.get_or_insert_async(&key(&at.frame), self.load_page(at)).await
     }
 
+    /// Neighbours that have to be fetched are fetched together.
+    async fn load_all(&self, places: &[PageAt]) -> Vec<Result<Arc<Page>, VolumeError>> {
+        // As they lie, and not as their keys go: pages of several checkpoints alternate.
+        let mut order: Vec<(usize, FrameRef)> = places.iter().map(|at| at.frame).enumerate().collect();
+        order.sort_unstable_by_key(|(_, frame)| super::read::order(frame));
+        let mut joined = joins(PAGES_FETCH_BYTES_MAX);
+        let groups = order.chunk_by(|(_, before), (_, after)| joined(before, after));
+        let loads: Vec<_> = groups.map(|group| self.load_pages(places, group)).collect();
+        let loaded = futures::stream::iter(loads).buffered(PAGE_LOADS_MAX).collect::<Vec<_>>().await;
+        let mut loaded: Vec<_> = order.iter().map(|(at, _)| *at).zip(loaded.into_iter().flatten()).collect();
+        loaded.sort_unstable_by_key(|(at, _)| *at);
+        loaded.into_iter().map(|(_, page)| page).collect()
+    }
+
     fn is_damage(error: &VolumeError) -> bool {
         error.is_damage()
     }
 }
 
 /// Whether two frames that follow each other in a sorted list belong to one request; for `chunk_by`, so it keeps
-/// count of the group it is in.
-fn joins() -> impl FnMut(&FrameRef, &FrameRef) -> bool {
+/// count of the group it is in. A request fetches `fetch_bytes_max` bytes at most.
+fn joins(fetch_bytes_max: u64) -> impl FnMut(&FrameRef, &FrameRef) -> bool {
     let mut group_start = None;
     move |before, after| {
         let start = *group_start.get_or_insert(before.offset);
@@ -316,7 +374,7 @@ fn joins() -> impl FnMut(&FrameRef, &FrameRef) -> bool {
         let joined = before.object == after.object
             && after.offset >= end
             && after.offset - end <= GAP_BYTES_MAX
-            && after.offset + u64::from(after.stored_bytes) - start <= FETCH_BYTES_MAX;
+            && after.offset + u64::from(after.stored_bytes) - start <= fetch_bytes_max;
         if !joined {
             group_start = Some(after.offset);
         }

@@ -89,7 +89,7 @@ pub(super) fn fresh(
     let master = Key::new(random_bytes(&*env.random));
     let protection = match secret {
         Secret::Nothing => Protection::Open,
-        Secret::Password(_) | Secret::KeyFile(_) => Protection::Secret,
+        Secret::Password(_) | Secret::KeyFile(_) | Secret::RecoveryKey(_) => Protection::Secret,
     };
     let header = Header { volume, block_bytes, protection, compression, created_ms: env.clock.now_ms() };
     let header_bytes = header.encode().map_err(|error| VolumeError::damaged(names::HEADER, error))?;

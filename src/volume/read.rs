@@ -174,7 +174,8 @@ impl Core {
     }
 }
 
-fn order(frame: &FrameRef) -> (Sequence, Generation, VolumeId, u32) {
+/// Frames that lie together are neighbours in this order.
+pub(super) fn order(frame: &FrameRef) -> (Sequence, Generation, VolumeId, u32) {
     (frame.object.sequence, frame.object.generation, frame.object.owner, frame.number)
 }
 

@@ -154,7 +154,7 @@ pub async fn unlock(store: &dyn Store, secret: &Secret) -> Result<Unlocked, Volu
     let (header, header_digest) = Bucket::header(store).await?;
     match (header.protection, secret) {
         (Protection::Secret, Secret::Nothing) => return Err(VolumeError::SecretNeeded),
-        (Protection::Open, Secret::Password(_) | Secret::KeyFile(_)) => {
+        (Protection::Open, Secret::Password(_) | Secret::KeyFile(_) | Secret::RecoveryKey(_)) => {
             return Err(VolumeError::SecretNotNeeded);
         }
         _ => {}
@@ -206,8 +206,8 @@ fn refusal(secret: &Secret, wrong: usize, others: usize, mut damage: Vec<String>
 /// `SecretKnown` where a slot is there that the secret opens: nothing was changed. `OutcomeUnknown` ones may have left the
 /// slot there; `load_slots` shows it.
 pub async fn add(env: &Env, unlocked: &Unlocked, new: &NewSecret<'_>) -> Result<String, VolumeError> {
-    if let Some((there, slot)) = opened_by(env, unlocked, new.secret).await?.into_iter().next() {
-        return Err(VolumeError::SecretKnown { slot: id(&there).to_owned(), label: slot.label });
+    if let Some(known) = opened_by(env, unlocked, new.secret).await?.into_iter().next() {
+        return Err(secret_known(known));
     }
     make(env, unlocked, new).await
 }
@@ -313,15 +313,15 @@ pub struct Changed {
 /// Puts another secret in the place of `old`, which unlocked the volume, in all slots that it opens.
 ///
 /// # Errors
-/// `OldSlotLeft`: the new secret opens the volume, and the old one may still do so.
+/// `SecretKnown` where the new secret opens another slot, unless that one looks as an earlier change of the same would have
+/// made it: nothing was changed. `OldSlotLeft`: the new secret opens the volume, and the old one may still do so.
 pub async fn change(
     env: &Env,
     unlocked: &Unlocked,
     old: &Secret,
     new: &NewSecret<'_>,
 ) -> Result<Changed, VolumeError> {
-    let made = find_made(env, unlocked, new).await?;
-    let name = match made {
+    let name = match find_made(env, unlocked, new).await? {
         Some(name) => name,
         None => make(env, unlocked, new).await?,
     };
@@ -344,7 +344,7 @@ pub async fn change(
     Ok(Changed { new: name, old: slots })
 }
 
-/// The slot that an earlier change made that did not come to its end.
+/// The slot that an earlier change made that did not come to its end. `SecretKnown` where another one is there.
 async fn find_made(
     env: &Env,
     unlocked: &Unlocked,
@@ -353,9 +353,21 @@ async fn find_made(
     let unlock = new.secret.unlock(new.cost);
     let opened = opened_by(env, unlocked, new.secret).await?;
     let made = opened
-        .into_iter()
+        .iter()
         .find(|(there, slot)| *there != unlocked.slot && slot.unlock == unlock && slot.label == new.label);
-    Ok(made.map(|(there, _)| there))
+    if let Some((there, _)) = made {
+        return Ok(Some(there.clone()));
+    }
+    // Where the secret stays what it is, all the slots that it opens are the old ones.
+    let is_same_secret = opened.iter().any(|(there, _)| *there == unlocked.slot);
+    match opened.into_iter().next().filter(|_| !is_same_secret) {
+        Some(known) => Err(secret_known(known)),
+        None => Ok(None),
+    }
+}
+
+fn secret_known((there, slot): (String, Slot)) -> VolumeError {
+    VolumeError::SecretKnown { slot: id(&there).to_owned(), label: slot.label }
 }
 
 /// The slots that `secret` opens, and their names: one derivation for each slot of its kind.

@@ -71,6 +71,9 @@ pub(crate) fn recover_scan_rebuilds_a_volume_without_manifests(kind: Kind) {
     }
     host.fail_to_open(&volume, &[]).failed(7, &["no usable manifest", "s3bd recover"]);
     host.run("recover", &[&volume]).failed(7, &["--scan"]);
+    let checked = host.run("fsck", &[&volume]).stdout;
+    assert!(checked.contains("1 finding: s3bd recover --scan makes the maps anew"), "{checked}");
+    assert!(!checked.contains("goes back"), "{checked}");
     // This host has seen the manifest of the close, which no object tells of.
     let refused = host.run("recover", &[&volume, "--scan"]);
     assert!(refused.code == Some(8) && refused.stderr.contains("--accept-rollback"), "{refused:?}");

@@ -116,20 +116,34 @@ pub(crate) fn a_fenced_server_says_by_whom_and_cannot_sync(kind: Kind) {
 }
 
 /// The answer comes while the store is away, and `sync` waits for it.
-pub(crate) fn status_tells_that_the_store_is_away_and_sync_waits_for_it(kind: Kind) {
+pub(crate) fn whoever_waits_for_the_server_is_told_that_the_store_is_away(kind: Kind) {
     let (mut fixture, host, volume) = stage(kind);
     host.init(&volume, "64M");
     let server = host.open(&volume, &["--commit-interval", "1h"]);
     qemu_io(&server.uri, &["write -P 0x64 0 1M", "flush"]);
+    let taken = format!("{volume}@one");
     fixture.set_away(true);
     std::thread::scope(|scope| {
-        let syncing = scope.spawn(|| host.run("sync", &[&volume]));
+        let commands = [
+            ["sync", &volume].to_vec(),
+            ["snapshot", "list", &volume].to_vec(),
+            ["snapshot", "create", &taken].to_vec(),
+        ];
+        let host = &host;
+        let running: Vec<_> =
+            commands.into_iter().map(|words| scope.spawn(move || host.run(words[0], &words[1..]))).collect();
         while !host.run("status", &[&volume]).done().stdout.contains("the store has been away for") {
             std::thread::sleep(Duration::from_millis(5));
         }
-        assert!(!syncing.is_finished(), "a sync without the store was answered");
+        let told = |host: &Host| host.printed().matches("the store has not answered for").count();
+        while told(host) < running.len() {
+            assert!(running.iter().all(|command| !command.is_finished()), "answered without the store");
+            std::thread::sleep(Duration::from_millis(20));
+        }
         fixture.set_away(false);
-        syncing.join().expect("an end").done();
+        for command in running {
+            command.join().expect("an end").done();
+        }
     });
     let after = status(&host, &volume);
     assert_eq!(after["volume"]["unpublished"]["bytes"], 0, "{after}");

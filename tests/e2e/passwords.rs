@@ -206,7 +206,7 @@ pub(crate) fn keys_are_added_listed_changed_and_removed(kind: Kind) {
     let expected = [
         ("first", "password"),
         ("password", "password"),
-        ("recovery key", "key-file"),
+        ("recovery key", "recovery-key"),
         ("vault", "key-file"),
     ];
     assert_eq!(kinds, expected.map(|(label, kind)| (Some(label), Some(kind))));
@@ -219,7 +219,8 @@ pub(crate) fn keys_are_added_listed_changed_and_removed(kind: Kind) {
     let removed = key(&third, "remove", &["vault", "--yes"]).done();
     // A directory keeps no old versions; the servers of the tests do not say.
     assert_eq!(removed.stderr.contains("old versions"), matches!(kind, Kind::OurS3 { .. }), "{removed:?}");
-    bare.fail_to_open(&volume, &["--key-file", &path]).failed(4, &["wrong password or key file"]);
+    bare.fail_to_open(&volume, &["--key-file", &path])
+        .failed(4, &["none of the 3 key slots of this volume is for a key file"]);
     let remove = ["key", "remove", &volume[..], "first"];
     let (shown, code) = typed(&remove, &[("Password for", "another secret"), ("[y/N]", "n")]);
     assert!(code == 1 && shown.contains("nothing was changed"), "{code}: {shown}");

@@ -105,6 +105,25 @@ async fn trimming_terabytes_is_one_object_at_the_next_cut() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn pages_that_lie_together_are_read_together() {
+    const LEAVES: u64 = 2000;
+    let mut metered = Metered::new(Settings { cache_bytes_max: 0, ..settings() }).await;
+    for leaf in 0..LEAVES {
+        metered.write(leaf << 21, 4096).await;
+    }
+    let up_to_date = Duration::from_secs(3600);
+    tokio::time::sleep(up_to_date).await;
+    metered.reopen().await;
+    let before = metered.rig.faulty.counts().gets;
+    metered.volume.trim(0, LEAVES << 21, false).await.unwrap();
+    // What each object loses is in its leaves alone.
+    tokio::time::sleep(up_to_date).await;
+    let gets = metered.rig.faulty.counts().gets - before;
+    assert!(gets < LEAVES / 40, "{gets} gets for {LEAVES} leaves");
+    assert!(metered.volume.read(7 << 21, 4096).await.unwrap().concat().iter().all(|byte| *byte == 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn opening_a_petabyte_reads_a_few_small_objects() {
     let mut metered = Metered::new(settings()).await;
     for place in 0..30 {

@@ -31,7 +31,7 @@ fn password(text: &str) -> Secret {
 }
 
 fn recovery() -> Secret {
-    Secret::recovery_key(&RecoveryKey::new([9; 32]))
+    Secret::RecoveryKey(RecoveryKey::new([9; 32]))
 }
 
 /// A volume with two slots: the password "secret", labelled "first", and a recovery key.
@@ -245,6 +245,26 @@ async fn a_secret_that_opens_the_volume_already_is_not_added() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_secret_takes_the_place_of_another_that_opens_a_slot_of_its_own() {
+    let store = volume().await;
+    add(Arc::new(store.clone()), 8, &password("other"), "other").await.unwrap();
+    let before = store.snapshot();
+    let unlocked = unlocked(&store).await.unwrap();
+    let env = host(Arc::new(store.clone()), 9);
+    let dear = Argon2 { passes: 2, ..CHEAP };
+    for (secret, cost, of) in [
+        (recovery(), CHEAP, "recovery key"),
+        (password("other"), CHEAP, "other"),
+        (password("other"), dear, "other"),
+    ] {
+        let new = NewSecret { secret: &secret, cost, label: "first" };
+        let refused = slots::change(&env, &unlocked, &password("secret"), &new).await.unwrap_err();
+        assert!(matches!(&refused, VolumeError::SecretKnown { label, .. } if label == of), "{refused}");
+    }
+    assert!(store.snapshot() == before);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_last_way_in_cannot_be_removed() {
     let store = volume().await;
     let shared: Arc<dyn Store> = Arc::new(store.clone());
@@ -351,7 +371,7 @@ async fn a_wrong_secret_costs_one_derivation_for_each_slot_of_its_kind() {
     add(Arc::new(store.clone()), 2, &password("another"), "another").await.unwrap();
     let refused = slots::unlock(&store, &password("wrong")).await.unwrap_err();
     assert!(matches!(refused, VolumeError::WrongSecret { slots: 2 }), "{refused}");
-    let key = Secret::recovery_key(&RecoveryKey::new([8; 32]));
+    let key = Secret::RecoveryKey(RecoveryKey::new([8; 32]));
     let refused = slots::unlock(&store, &key).await.unwrap_err();
     assert!(matches!(refused, VolumeError::WrongSecret { slots: 1 }), "{refused}");
     remove(Arc::new(store.clone()), 1, "recovery key").await.unwrap();

@@ -7,12 +7,14 @@ use std::sync::{
 
 use bytes::Bytes;
 use s3bd::{
+    format::names,
     nbd::Device,
     store::{
+        Store,
         faulty::{Call, Fault, Faulty},
         memory::Memory,
     },
-    volume::{open::Agreed, settings::Settings},
+    volume::{open::Agreed, pack, settings::Settings},
 };
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
@@ -73,4 +75,27 @@ async fn damaged_bytes_are_one_line_whether_they_are_whole_the_next_time_or_neve
         assert_eq!(volume.read(0, 512).await.is_ok(), damaged < u64::MAX);
         assert_eq!(*counting.0.lock().unwrap(), expected, "{damaged} damaged answers");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_object_is_one_line_however_many_frames_it_had() {
+    let store = Memory::new();
+    make(&store, 1 << 20).await;
+    let settings =
+        Settings { memory_bytes_max: 0, cache_bytes_max: 0, object_bytes: 1 << 20, ..small_settings() };
+    let here = env(Arc::new(store.clone()), &Disks::new(), 7, "here");
+    let (volume, _) = open_with(here, settings, Agreed::default()).await.unwrap();
+    let step = pack::FRAME_BYTES as usize;
+    let data: Vec<u8> = (0..8 * step).map(|at| ((at * 7919) >> 3) as u8).collect();
+    volume.write(0, Bytes::from(data), false).await.unwrap();
+    volume.sync().await.unwrap();
+    let objects = store.list(names::OBJECTS, None, None).await.unwrap();
+    let largest = objects.iter().max_by_key(|listed| listed.bytes).unwrap().key.clone();
+    store.delete(&[largest]).await.unwrap();
+    let counting = Counting::default();
+    let _guard = tracing::subscriber::set_default(counting.clone());
+    for frame in 0..8 {
+        assert!(volume.read(frame * step as u64, 512).await.is_err());
+    }
+    assert_eq!(*counting.0.lock().unwrap(), (0, 1));
 }

@@ -65,7 +65,8 @@ fn unlock() -> BoxedStrategy<Unlock> {
         (1..=64_u32, 1..=64_u32, 0..=4_u32 << 20).prop_map(|(passes, lanes, memory): (u32, u32, u32)| {
             Argon2 { passes, lanes, memory_kib: memory.max(8 * lanes) }
         });
-    prop_oneof![Just(Unlock::Nothing), Just(Unlock::KeyFile), cost.prop_map(Unlock::Password)].boxed()
+    let others = prop_oneof![Just(Unlock::Nothing), Just(Unlock::KeyFile), Just(Unlock::RecoveryKey)];
+    prop_oneof![others, cost.prop_map(Unlock::Password)].boxed()
 }
 
 prop_compose! {

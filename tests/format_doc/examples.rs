@@ -176,6 +176,7 @@ fn slots() -> Vec<Example> {
         derived("slot-password-key", Lines::cut(&wrapping, &[(32, "Argon2id of the password")])),
         derived("slot-password-aad", Lines::cut(&independent::slot_aad_of_password("first"), &aad)),
         slot("slot-key-file", world::key_file, 0x48, "vault"),
+        slot("slot-recovery-key", || Secret::RecoveryKey(world::recovery_key()), 0x90, "drawer"),
         slot("slot-nothing", || Secret::Nothing, 0x70, "first"),
     ]
 }

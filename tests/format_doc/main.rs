@@ -95,6 +95,7 @@ fn bytes_after_an_end_and_missing_bytes_are_refused() {
         "volume",
         "slot-password",
         "slot-key-file",
+        "slot-recovery-key",
         "slot-nothing",
         "claim",
         "manifest",
@@ -138,11 +139,14 @@ fn small_seals_open_by_the_document_alone() {
 fn slots_open_by_the_document_alone() {
     let password_key = bytes_array("slot-password-key");
     let key_file = |salt: &[u8]| independent::hkdf(world::KEY_FILE, salt, b"s3bd 1 key file");
+    let recovery_key =
+        |salt: &[u8]| independent::hkdf(&world::counting::<32>(0xA0), salt, b"s3bd 1 recovery key");
     let nothing = |salt: &[u8]| independent::hkdf(b"", salt, b"s3bd 1 no secret");
     // Where the salt begins: after envelope, volume, and how it unlocks, which has a cost for a password.
     let slots = [
         ("slot-password", 24 + 16 + 4 + 12, bytes("slot-password-aad")),
         ("slot-key-file", 24 + 16 + 4, independent::slot_aad(&[2], "vault")),
+        ("slot-recovery-key", 24 + 16 + 4, independent::slot_aad(&[3], "drawer")),
         ("slot-nothing", 24 + 16 + 4, independent::slot_aad(&[0], "first")),
     ];
     for (name, at, aad) in slots {
@@ -151,6 +155,7 @@ fn slots_open_by_the_document_alone() {
         let wrapping = match name {
             "slot-password" => password_key,
             "slot-key-file" => key_file(salt),
+            "slot-recovery-key" => recovery_key(salt),
             _ => nothing(salt),
         };
         assert_eq!(bytes[at + 32..at + 48], independent::check(&wrapping), "check of {name}");
@@ -161,9 +166,11 @@ fn slots_open_by_the_document_alone() {
 
 #[test]
 fn a_slot_with_another_label_time_or_volume_does_not_open() {
+    let recovery_key = || Secret::RecoveryKey(world::recovery_key());
     let slots = [
         (world::slot(&world::password(), 1, "first"), world::password()),
         (world::slot(&world::key_file(), 2, "vault"), world::key_file()),
+        (world::slot(&recovery_key(), 4, "drawer"), recovery_key()),
         (world::slot(&Secret::Nothing, 3, ""), Secret::Nothing),
     ];
     for (slot, secret) in slots {
@@ -187,9 +194,7 @@ fn the_recovery_key_of_the_document_is_read_and_written() {
     let key = RecoveryKey::new(std::array::from_fn(|at| 0xA0 + at as u8));
     assert_eq!(**shown, **key.text());
     assert_eq!(RecoveryKey::read(shown.as_bytes()), Typed::Key(key.clone()));
-    // To a slot, it is the bytes of a key file.
-    let slot = world::slot(&Secret::KeyFile(key.bytes().to_vec().into()), 2, "recovery key");
-    assert!(unwrap(&slot, &Secret::recovery_key(&key), world::VOLUME).is_ok());
+    assert!(world::recovery_key() == key, "the slot of the document is its slot");
 }
 
 #[test]

@@ -20,6 +20,7 @@ use s3bd::{
         aead::Key,
         frame::Compression,
         keys::Keys,
+        recovery::RecoveryKey,
         slot::{NewSlot, Secret, wrap},
     },
     volume::{
@@ -74,6 +75,10 @@ pub fn password() -> Secret {
 
 pub fn key_file() -> Secret {
     Secret::KeyFile(KEY_FILE.to_vec().into())
+}
+
+pub fn recovery_key() -> RecoveryKey {
+    RecoveryKey::new(counting(0xA0))
 }
 
 /// A slot with the bytes from `salt` on as its salt.

@@ -73,7 +73,8 @@ impl PageSink for Sink<'_> {
         let mut pages = self.shelf.pages.lock().unwrap();
         pages.push(page.encode().unwrap());
         self.written += 1;
-        Ok(frame(9, pages.len() as u32 - 1, 100))
+        // So large that of a page's children a few are had before their turn, and not all.
+        Ok(frame(9, pages.len() as u32 - 1, 1 << 20))
     }
 
     fn page_replaced(&mut self, page: &FrameRef) {

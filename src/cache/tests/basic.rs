@@ -118,6 +118,15 @@ fn smallest_cache_works() {
 }
 
 #[test]
+fn a_cache_can_be_full_of_frames_of_one_block() {
+    let cache = open(&SimDisk::new(), 64 * MIB);
+    // But for its headers, and for two segments of sixteen that are kept free.
+    let frames = 13_000;
+    put(&cache, 0..frames);
+    assert_eq!(held(&cache, 0..frames), frames as usize, "{:?}", cache.stats());
+}
+
+#[test]
 fn tiny_frames_do_not_grow_the_index_without_bound() {
     let cache = open(&SimDisk::new(), MIB);
     (0..20_000).for_each(|number| cache.insert(key(number), Bytes::from_static(b"sixteen bytes...")));
