@@ -132,6 +132,13 @@ impl fmt::Debug for FrameCache {
     }
 }
 
+/// Removes a cache that nobody has open. Returns the number of files; what cannot be removed stays.
+pub fn remove(disk: &dyn Disk) -> usize {
+    let names = disk.list().unwrap_or_default();
+    let ours = names.iter().filter(|name| segment::parse_name(name).is_some());
+    ours.filter(|name| disk.remove(name).is_ok()).count()
+}
+
 impl FrameCache {
     /// Opens the cache in the folder `disk`, for at most `bytes_max` bytes of files; less than 64 KiB is no cache, and nothing on disk.
     ///

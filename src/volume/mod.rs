@@ -57,6 +57,7 @@ pub mod replay;
 pub mod rescue;
 pub mod resize;
 pub mod rollback;
+mod room;
 pub mod seen;
 pub mod settings;
 pub mod slots;

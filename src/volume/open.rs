@@ -27,6 +27,7 @@ use super::{
     payload::PayloadMemory,
     publish::{Publisher, Start},
     replay::{Replay, Replayed, find_damage, reaches_back},
+    room,
     settings::Settings,
     snapshot_view::Viewed,
     snapshots::SnapshotTable,
@@ -129,12 +130,15 @@ pub async fn open_repaired(
         }
         _ => None,
     };
-    let (options, disk) = (wal_options(&settings, tag), Arc::clone(&local.wal));
-    let (log, scan) = match repair.cut_log {
-        true => wal::Log::open_cut(disk, options, floor, unusable),
-        false => wal::Log::open(disk, options, floor),
-    }
-    .or_else(|error| explain(error.into(), &bucket, &local, identity.log, &newest.manifest))?;
+    let open_log = || {
+        let (options, disk) = (wal_options(&settings, tag), Arc::clone(&local.wal));
+        match repair.cut_log {
+            true => wal::Log::open_cut(disk, options, floor, unusable.clone()),
+            false => wal::Log::open(disk, options, floor),
+        }
+    };
+    let (log, scan) = room::with_room(&local, open_log)
+        .or_else(|error| explain(error.into(), &bucket, &local, identity.log, &newest.manifest))?;
     let payloads = Arc::new(PayloadMemory::new(settings.unpublished_memory_bytes_max));
     let position = floor.unwrap_or_else(|| log.next());
     let mut replay = Replay::new(&bucket, identity.log, &payloads, &newest.manifest, position);
@@ -447,10 +451,14 @@ fn progress(newest: &Published, lsn: Lsn) -> Progress {
     Progress { generation, nonce, epoch, lsn, time_ms }
 }
 
-fn wal_options(settings: &Settings, tag: [u8; 32]) -> wal::Options {
+/// Length of a segment of the log, bytes.
+pub(super) fn wal_segment_bytes(settings: &Settings) -> u64 {
     // Sixteen segments: trimming follows publishing closely, and preparing the next costs little.
-    let segment_bytes =
-        (settings.wal_bytes_max / 16).min(64 << 20).max(settings.wal_segment_bytes_min) & !4095;
+    (settings.wal_bytes_max / 16).min(64 << 20).max(settings.wal_segment_bytes_min) & !4095
+}
+
+fn wal_options(settings: &Settings, tag: [u8; 32]) -> wal::Options {
+    let segment_bytes = wal_segment_bytes(settings);
     wal::Options { segment_bytes, log_bytes_max: settings.wal_bytes_max, tag }
 }
 

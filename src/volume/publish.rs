@@ -252,7 +252,12 @@ impl Publisher {
                 },
                 Event::Look => {}
                 Event::CollectorEnded(error) => return Err(error),
-                Event::LogRoom => self.log_full = self.core.log()?.retry_if_full(),
+                Event::LogRoom => {
+                    self.log_full = self.core.log()?.retry_if_full();
+                    if self.log_full {
+                        self.core.make_log_room();
+                    }
+                }
             }
         }
     }
