@@ -216,7 +216,11 @@ fn summary(report: &Report) -> String {
             show_size(counts.stray_bytes)
         );
     }
-    text + if report.is_sound() { ": clean" } else { ": DAMAGED" }
+    text + match (report.is_sound(), counts.frames) {
+        (true, 0) if counts.objects > 0 => ": clean; the data itself was not read (--read-data does)",
+        (true, _) => ": clean",
+        (false, _) => ": DAMAGED",
+    }
 }
 
 fn seed(env: &crate::volume::env::Env) -> u64 {

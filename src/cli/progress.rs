@@ -59,8 +59,11 @@ pub(super) fn tell_unclosed(name: &str, report: &OpenReport) {
     if report.was_clean {
         return;
     }
-    let found =
-        if report.has_log { describe_replay(&report.replayed) } else { describe_lost_log(&report.newest) };
+    let found = if report.has_log {
+        describe_replay(&report.replayed)
+    } else {
+        describe_lost_log(&report.newest, false)
+    };
     tell(format_args!("{name} was not closed; {found}"));
 }
 
@@ -87,9 +90,16 @@ pub(super) fn describe_replay(replayed: &crate::volume::replay::Replayed) -> Str
     text
 }
 
-/// What another host had not published, in words, where its log is not here.
-pub(super) fn describe_lost_log(newest: &crate::format::manifest::Manifest) -> String {
+/// What another host had not published, in words, where its log is not here. `passed`: later epochs were, and cannot be used.
+pub(super) fn describe_lost_log(newest: &crate::format::manifest::Manifest, passed: bool) -> String {
     let host = &newest.writer.host;
+    if passed {
+        return format!(
+            "nothing that is newer can be had from a log here: the volume is as it was at {}; what {host} published later is \
+             lost with those epochs",
+            crate::volume::format_time(newest.time_ms),
+        );
+    }
     let unpublished = match newest.unpublished_bytes {
         0 => format!("{host} had nothing else to publish when it published that"),
         bytes => format!("{host} had {} not yet published when it published that", show_size(bytes)),

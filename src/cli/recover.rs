@@ -98,7 +98,7 @@ impl Recover {
         let (outside, bucket) = self.target.unlock(&self.secret).await?;
         let mut losses = Vec::new();
         let (report, repair) = self.look(&outside.env, &bucket, &mut losses).await?;
-        self.say(&report);
+        self.say(&report, repair.base.is_some());
         if report.given_up.tally.records() > 0 {
             losses.push(Loss {
                 question: format!(
@@ -342,8 +342,8 @@ impl Recover {
         Ok(())
     }
 
-    /// What was found; of a log that is given up, that alone.
-    fn say(&self, report: &OpenReport) {
+    /// What was found; of a log that is given up, that alone. `goes_back`: not at the newest epoch.
+    fn say(&self, report: &OpenReport, goes_back: bool) {
         let (name, newest) = (self.target.name(), &report.newest);
         say(format_args!(
             "{name}: the newest epoch in the bucket is {} of generation {}, published {} by {}{}",
@@ -365,7 +365,7 @@ impl Recover {
             say(format_args!("{name}: {}", describe_replay(&report.replayed)));
         }
         if !report.has_log && !report.was_clean {
-            say(format_args!("{name}: {}", describe_lost_log(newest)));
+            say(format_args!("{name}: {}", describe_lost_log(newest, goes_back)));
         }
     }
 }

@@ -53,7 +53,7 @@ pub(super) async fn repair(
     let bucket = match Bucket::unlock(Arc::clone(&env.store), secret).await {
         Ok(bucket) => bucket,
         // Without header and keys there is no repair, as the findings say.
-        Err(VolumeError::Damaged { .. } | VolumeError::NoSlot { .. } | VolumeError::NoVolume) => {
+        Err(VolumeError::Damaged { .. } | VolumeError::NoSlot { .. } | VolumeError::HeaderMissing) => {
             return Ok(Outcome::default());
         }
         Err(error) => return Err(error).with_context(|| name.to_owned()),

@@ -7,6 +7,8 @@ use super::{confirm::confirm, exit, say, secret::SecretArgs, size::show_size, ta
 use crate::{
     control::{Answer, Request},
     volume::{
+        bucket::Published,
+        follow::at_newest,
         format_time,
         usage::{SnapshotUsage, snapshot_usage},
     },
@@ -111,8 +113,8 @@ impl List {
             return Ok(snapshots);
         }
         let (_, bucket) = self.target.unlock(&self.secret).await?;
-        let newest = bucket.newest_manifest().await.with_context(|| name.clone())?;
-        snapshot_usage(&bucket, &newest.manifest).await.context(name)
+        let usage = async |newest: Published| snapshot_usage(&bucket, &newest.manifest).await;
+        at_newest(&bucket, usage).await.context(name)
     }
 
     async fn run(self) -> anyhow::Result<()> {

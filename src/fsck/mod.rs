@@ -130,17 +130,12 @@ pub async fn check_store(
             Finding::HeaderDamaged { error }
         }
         Err(VolumeError::NoSlot { detail }) => Finding::KeysUnusable { detail },
-        Err(VolumeError::NoVolume) if has_rest(&*store).await? => Finding::HeaderMissing,
+        Err(VolumeError::HeaderMissing) => Finding::HeaderMissing,
         Err(error) => return Err(error),
     };
     let mut report = Report::default();
     report.add(finding);
     Ok(report)
-}
-
-/// Whether there is anything of a volume but its header.
-async fn has_rest(store: &dyn Store) -> Result<bool, VolumeError> {
-    Ok(!store.list(names::MANIFESTS, None, Some(1)).await?.is_empty())
 }
 
 /// Checks an unlocked volume.

@@ -149,7 +149,13 @@ impl Bucket {
 
     /// Reads header and key slots, and opens the volume with `secret`: one derivation a slot at most.
     pub async fn unlock(store: Arc<dyn Store>, secret: &Secret) -> Result<Self, VolumeError> {
-        let Unlocked { header, header_digest, master, .. } = slots::unlock(&*store, secret).await?;
+        let unlocked = match slots::unlock(&*store, secret).await {
+            Err(VolumeError::NoVolume) if !store.list(names::MANIFESTS, None, Some(1)).await?.is_empty() => {
+                return Err(VolumeError::HeaderMissing);
+            }
+            unlocked => unlocked?,
+        };
+        let Unlocked { header, header_digest, master, .. } = unlocked;
         let keys = Arc::new(Keys::new(header.volume, &master));
         Ok(Self { store, header, header_digest, keys })
     }

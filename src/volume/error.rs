@@ -42,6 +42,12 @@ pub enum VolumeError {
     /// There is no volume of that name.
     #[error("there is no volume here: the object \"volume\" does not exist (s3bd init makes one)")]
     NoVolume,
+    /// There is a volume without its header.
+    #[error(
+        "the object \"volume\" is missing, and the rest of a volume is here: nothing can be read without it, and it has no second \
+         copy; put it back from a copy or an older version of the bucket, and change nothing else here until then"
+    )]
+    HeaderMissing,
     /// There is the beginning of one.
     #[error(
         "this volume is not finished: s3bd clone or s3bd recover --rescue-to is making it, or ended before it was made (a \
@@ -472,7 +478,8 @@ impl VolumeError {
             | Self::LogUncounted { .. }
             | Self::Log(_)
             | Self::LogDamaged(_)
-            | Self::LogRecord { .. } => Kind::Corrupt,
+            | Self::LogRecord { .. }
+            | Self::HeaderMissing => Kind::Corrupt,
             Self::Fenced { .. }
             | Self::ClaimGone { .. }
             | Self::InUse { .. }

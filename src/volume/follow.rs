@@ -5,7 +5,7 @@
 //! opener reads the newest manifest, and goes on with that. A snapshot has no newer state: it was deleted.
 
 use super::{
-    bucket::Published,
+    bucket::{Bucket, Published},
     core::{Core, Progress},
     error::{FrameError, VolumeError},
     open::load_delta,
@@ -28,6 +28,28 @@ pub(super) fn is_gone(error: &VolumeError) -> bool {
         error,
         VolumeError::DamagedFrame { error: FrameError::Missing, .. } | VolumeError::MissingObject { .. }
     )
+}
+
+/// What `look` finds at the newest epoch. Who has the volume open goes on meanwhile, and collects what newer maps do not name: an
+/// object that is gone is looked for at the newest epoch by then, and is missing only where that is the same.
+///
+/// # Errors
+/// Those of `look`, and of reading the newest manifest.
+pub async fn at_newest<T, F>(bucket: &Bucket, look: impl Fn(Published) -> F + Send) -> Result<T, VolumeError>
+where
+    F: Future<Output = Result<T, VolumeError>> + Send,
+{
+    let mut newest = bucket.newest_manifest().await?;
+    loop {
+        let error = match look(newest.clone()).await {
+            Err(error) if is_gone(&error) => error,
+            looked => return looked,
+        };
+        let before = std::mem::replace(&mut newest, bucket.newest_manifest().await?);
+        if before.link == newest.link {
+            return Err(error);
+        }
+    }
 }
 
 impl Core {

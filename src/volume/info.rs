@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    bucket::Bucket,
+    bucket::{Bucket, Published},
     error::{Kind, VolumeError},
+    follow::at_newest,
     open::load_delta,
     snapshots::SnapshotTable,
     walk::{Direct, Walk},
@@ -119,8 +120,10 @@ pub struct SnapshotInfo {
 /// # Errors
 /// `Corrupt` ones where something of that is damaged: `fsck` says more.
 pub async fn info(bucket: &Bucket) -> Result<Info, VolumeError> {
-    let newest = bucket.newest_manifest().await?;
-    let manifest = &newest.manifest;
+    at_newest(bucket, async |newest: Published| at(bucket, &newest.manifest).await).await
+}
+
+async fn at(bucket: &Bucket, manifest: &Manifest) -> Result<Info, VolumeError> {
     let delta = load_delta(bucket, manifest).await?;
     let direct = Direct::new(bucket.clone());
     let used_blocks = used_blocks(&direct, manifest, &delta).await?;

@@ -28,7 +28,7 @@ pub mod earlier;
 pub mod env;
 pub mod error;
 pub mod flatten;
-mod follow;
+pub mod follow;
 pub mod frames;
 pub mod full_copy;
 pub mod garbage;

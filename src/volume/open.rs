@@ -20,7 +20,7 @@ use super::{
     core::{Core, Progress},
     env::{Env, Local, random_bytes},
     error::VolumeError,
-    follow::is_gone,
+    follow::at_newest,
     frames::Frames,
     layer::Layer,
     log::Log,
@@ -133,7 +133,7 @@ pub async fn open_repaired(
     let open_log = || {
         let (options, disk) = (wal_options(&settings, tag), Arc::clone(&local.wal));
         match repair.cut_log {
-            true => wal::Log::open_cut(disk, options, floor, unusable.clone()),
+            true => wal::Log::open_cut(disk, options, floor, unusable),
             false => wal::Log::open(disk, options, floor),
         }
     };
@@ -276,19 +276,8 @@ pub async fn inspect(
 /// Opens the newest epoch for reading. Claims nothing, and uses the cache on disk where no writer on this host has it.
 pub async fn open_read_only(env: Env, bucket: Bucket, settings: Settings) -> Result<Volume, VolumeError> {
     let local = env.local.open(bucket.header.volume).map_err(VolumeError::local("state directory"))?;
-    let mut newest = bucket.newest_manifest().await?;
-    let delta = loop {
-        match load_delta(&bucket, &newest.manifest).await {
-            // Collected while it was read: then there is a newer one.
-            Err(error) if is_gone(&error) => {
-                let before = std::mem::replace(&mut newest, bucket.newest_manifest().await?);
-                if before.link == newest.link {
-                    return Err(error);
-                }
-            }
-            delta => break delta?,
-        }
-    };
+    let load = async |newest: Published| Ok((load_delta(&bucket, &newest.manifest).await?, newest));
+    let (delta, newest) = at_newest(&bucket, load).await?;
     let cache = local.as_ref().map(|local| open_cache(&env, local, &settings));
     let frames = Arc::new(Frames::new(bucket.clone(), env.clone(), settings.memory_bytes_max, cache));
     let mut core = core_at(env, bucket, settings, &newest, delta, frames);
@@ -347,9 +336,10 @@ pub async fn open_snapshot_alone(
 }
 
 async fn find_snapshot(bucket: &Bucket, name: &str) -> Result<Snapshot, VolumeError> {
-    let newest = bucket.newest_manifest().await?;
-    let table = SnapshotTable::load(bucket, &newest.manifest).await?;
-    table.get(name).cloned()
+    at_newest(bucket, async |newest: Published| {
+        SnapshotTable::load(bucket, &newest.manifest).await?.get(name).cloned()
+    })
+    .await
 }
 
 /// The manifest that the snapshot of this name pins.

@@ -6,8 +6,10 @@ use bytes::Bytes;
 use s3bd::{
     fsck,
     nbd::Device,
+    seal::slot::Secret,
     volume::{
         base::find_whole,
+        bucket::Bucket,
         error::VolumeError,
         open::{Agreed, Repair, inspect},
         tally::Tally,
@@ -112,6 +114,16 @@ async fn a_damaged_index_or_footer_is_read_from_its_mirror() {
         let newest = history.images.len() - 1;
         assert_eq!(history.image_after(&repair).await, newest, "{part}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_without_its_header_is_damaged_and_no_empty_place() {
+    let history = History::of_cuts(4, 3).await;
+    history.remove("volume");
+    let env = env(history.rig.store.clone(), &Disks::new(), 1, "looking");
+    let refused = Bucket::unlock(env.store.clone(), &Secret::password("secret")).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::HeaderMissing), "{refused}");
+    assert!(refused.to_string().contains("put it back"), "{refused}");
 }
 
 #[tokio::test(start_paused = true)]
