@@ -26,7 +26,8 @@ e2e::claims! {
         remote_flushes_survive_the_loss_of_the_host,
         what_fio_flushed_survives_three_kills,
         ext4_survives_three_kills_and_the_loss_of_the_host,
-        btrfs_survives_two_kills_and_the_loss_of_the_host;
+        btrfs_survives_two_kills_and_the_loss_of_the_host,
+        on_a_full_disk_the_cache_gives_way_to_the_log;
     damage:
         a_damaged_frame_is_found_mended_or_marked_and_overwritten,
         a_damaged_index_is_read_from_its_mirror_and_mended;

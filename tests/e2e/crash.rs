@@ -1,7 +1,7 @@
 //! `kill -9`, with and without the local disk afterwards.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
@@ -9,11 +9,11 @@ use std::{
 
 use super::{file_systems::assert_same, raw::Raw, stage};
 use crate::support::{
-    disk::{Disk, FileSystem},
+    disk::{Disk, FileSystem, keep_mounts_private},
     fixture::Kind,
     host::{Host, Server},
     random::Seeded,
-    run::run,
+    run::{run, shell},
 };
 
 /// Uploads go on all the time, so that a kill hits them too.
@@ -359,4 +359,44 @@ pub(crate) fn ext4_survives_twenty_kills_and_the_loss_of_the_host(kind: Kind) {
 
 pub(crate) fn btrfs_survives_ten_kills_and_the_loss_of_the_host(kind: Kind) {
     file_system_survives_kills(kind, FileSystem::Btrfs, 10);
+}
+
+/// An ext4 of 200 MB under the host's state directory.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn under(host: &Host) -> Self {
+        keep_mounts_private();
+        let (image, state) = (host.folder().join("small"), host.state());
+        let (image, path) = (image.display(), state.display());
+        shell(&format!(
+            "truncate -s 200M '{image}'; mkfs.ext4 -q '{image}'; mkdir -p '{path}'; mount -o loop '{image}' '{path}'"
+        ));
+        Self(state)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// What the cache holds is in the bucket, too: it must not keep the log from anything, be it open or to be opened.
+pub(crate) fn on_a_full_disk_the_cache_gives_way_to_the_log(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    let _disk = SmallDisk::under(&host);
+    let data = host.folder().join("data");
+    shell(&format!("head -c 150M /dev/urandom >'{}'", data.display()));
+    host.init(&volume, "150M");
+    for _ in 0..3 {
+        let server = host.open(&volume, &["--commit-interval", "1s"]);
+        shell(&format!("timeout 250 nbdcopy --flush '{}' '{}'", data.display(), server.uri));
+        shell(&format!("timeout 250 nbdcopy '{}' - | cmp - '{}'", server.uri, data.display()));
+        server.close();
+    }
+    let other = Host::new(&fixture);
+    let server = other.open(&volume, &[]);
+    shell(&format!("timeout 250 nbdcopy '{}' - | cmp - '{}'", server.uri, data.display()));
+    server.close();
 }

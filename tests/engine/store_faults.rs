@@ -11,7 +11,7 @@ use s3bd::{
     },
     volume::{Volume, open::Agreed, settings::Settings},
 };
-use wal::disk::sim::{Prng, SimDisk};
+use wal::disk::sim::Prng;
 
 use crate::{
     host::{Disks, small_settings},
@@ -226,37 +226,6 @@ async fn a_log_that_finds_no_room_on_its_disk_goes_on_when_there_is_some() {
     tokio::time::timeout(Duration::from_secs(60), writing).await.expect("room again");
     volume.sync().await.unwrap();
     assert_eq!(volume.read(0, SIZE as u32).await.unwrap().concat(), data);
-}
-
-/// A small disk under both: what the cache holds is in the bucket, too, and must not keep the log from anything.
-#[tokio::test(start_paused = true)]
-async fn on_a_full_disk_the_cache_gives_way_to_the_log() {
-    const SIZE: u64 = 1 << 20;
-    let settings = Settings { cache_bytes_max: 16 << 20, ..settings() };
-    let mut rig = Rig::new(9, SIZE, 4096, settings).await;
-    let disk = SimDisk::new();
-    rig.hosts[0] = Disks { wal: disk.clone(), cache: disk.clone(), state: SimDisk::new() };
-    let mut prng = Prng::new(9);
-    for round in 0..4 {
-        let (volume, _) =
-            rig.open(0, Agreed::default()).await.expect("a full disk keeps nobody from opening");
-        if round == 2 {
-            // While it is open.
-            disk.set_capacity(Some(disk.used_bytes()));
-        }
-        let mut data = Bytes::new();
-        for _ in 0..24 {
-            data = (0..SIZE).map(|_| prng.next_u64() as u8).collect::<Vec<u8>>().into();
-            let write = volume.write(0, data.clone(), false);
-            let written = tokio::time::timeout(Duration::from_secs(600), write).await;
-            written.unwrap_or_else(|_| panic!("round {round}: a write waits for room")).unwrap();
-            volume.sync().await.unwrap();
-        }
-        assert_eq!(volume.read(0, SIZE as u32).await.unwrap().concat(), data);
-        volume.close().await.unwrap();
-        // Less than a segment of the log is left.
-        disk.set_capacity((round > 0).then(|| disk.used_bytes() + (1 << 20)));
-    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -421,17 +421,4 @@ FAULTS = [
         [("src/volume/rollback.rs", "        compare.settle().await;", "        if !ON {\n            compare.settle().await;\n        }")],
         [("engine", "a_rollback_in_many_steps_waits_for_none_of_its_own_reads")],
     ),
-    Fault(
-        "cache-keeps-its-room",
-        "the cache gives way to the log on a full disk neither while the volume is open nor when it is opened",
-        [
-            (
-                "src/volume/room.rs",
-                "        if used_bytes == 0 {",
-                "        if used_bytes == 0 || ON {",
-            ),
-            ("src/volume/room.rs", "    if files == 0 {", "    if files == 0 || ON {"),
-        ],
-        [("engine", "on_a_full_disk_the_cache_gives_way_to_the_log")],
-    ),
 ]

@@ -160,7 +160,7 @@ impl Drop for Disk {
 
 /// Gives this thread, and what it starts, a mount namespace without other people's loop devices. It ends with the last of
 /// them, and all its mounts with it.
-fn keep_mounts_private() {
+pub fn keep_mounts_private() {
     thread_local!(static PRIVATE: Cell<bool> = const { Cell::new(false) });
     if PRIVATE.replace(true) {
         return;
