@@ -26,6 +26,7 @@ use super::{
     log::Log,
     payload::PayloadMemory,
     publish::{Publisher, Start},
+    record,
     replay::{Replay, Replayed, find_damage, reaches_back},
     room,
     settings::Settings,
@@ -40,7 +41,7 @@ use crate::{
     format::{
         ids::{LogId, LogPosition},
         local::Seen,
-        manifest::{Inherited, Manifest, Snapshot, SnapshotChange},
+        manifest::{Inherited, Manifest, ManifestLink, Snapshot, SnapshotChange},
         names,
     },
     map::delta::Delta,
@@ -211,6 +212,9 @@ pub async fn open_repaired(
         std::time::Duration::from_millis(age_ms),
     );
     let core = Arc::new(core);
+    if agreed.rollback && plan.belongs {
+        note_base(&core, &newest.link, position).await?;
+    }
     core.published.advance(position);
     let name = first.link;
     core.progress.send_replace(progress(&first, position));
@@ -225,6 +229,16 @@ pub async fn open_repaired(
     let (has_log, given_up) = (plan.belongs, plan.given_up);
     let report = OpenReport { newest: newest.manifest, was_clean, has_log, replayed, given_up, taken, left };
     Ok((Volume::new(core, Some(publisher), close, Some(local)), report))
+}
+
+/// The log goes on from an older epoch than it has published: what it said of later ones counts no more, should another host
+/// take the volume before they are published again.
+async fn note_base(core: &Core, base: &ManifestLink, lsn: Lsn) -> Result<(), VolumeError> {
+    let log = core.log()?;
+    let (kind, head) = record::published_head(base.generation, base.epoch, lsn);
+    let appended = log.append(kind, &head, bytes::Bytes::new());
+    let appended = appended.map_err(|error| VolumeError::Invalid(format!("the local log: {error}")))?;
+    log.sync(appended.end).await
 }
 
 /// What [`open_repaired`] would come upon, found without changing anything: neither in the bucket nor on this host.

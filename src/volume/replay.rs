@@ -255,8 +255,9 @@ fn count(bucket: &Bucket, scan: &wal::Scan, log: LogId, from: Option<Lsn>) -> Re
             LogRecord::Resize { size_bytes, time_ms } => {
                 above.push((lsn, Tally::RESIZE, time_ms, Some(size_bytes)));
             }
-            // Where the line itself says it, that counts: the log may have published into a line that is no more.
-            LogRecord::Published { lsn, .. } if from.is_none() => published = published.max(lsn),
+            // Where the line itself says it, that counts: the log may have published into a line that is no more. So the last
+            // one does, and not the highest: it may have gone on from an older epoch.
+            LogRecord::Published { lsn, .. } if from.is_none() => published = lsn,
             LogRecord::Published { .. } | LogRecord::Closed => {}
         }
     }

@@ -336,3 +336,32 @@ async fn a_rollback_that_another_host_went_on_from_is_found() {
     let refused = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap_err();
     assert!(matches!(refused, VolumeError::RolledBack { .. }), "{refused}");
 }
+
+/// What the log held of a line that is no more was published there, and is nowhere else now.
+#[tokio::test(start_paused = true)]
+async fn what_an_older_bucket_lacks_stays_in_the_log_when_somebody_else_takes_it_before_it_is_published_again()
+ {
+    let mut history = History::of_cuts(170, 2).await;
+    let mut prng = Prng::new(171);
+    let disks = history.rig.hosts[0].clone();
+    let (volume, _) = history.rig.open(0, Agreed::default()).await.unwrap();
+    history.cut(&volume, &mut prng).await;
+    let old = history.memory().snapshot();
+    volume.write(0, Bytes::from_static(b"published, and gone with the bucket"), true).await.unwrap();
+    volume.sync().await.unwrap();
+    drop(volume);
+    history.memory().restore(old);
+    let agreed = Agreed { rollback: true, takeover: true, discard: false };
+    let (volume, report) = history.rig.open(0, agreed).await.unwrap();
+    assert_eq!(report.replayed.tally.writes, 1);
+    drop(volume);
+    // Another host goes on, until nothing of ours is kept.
+    let (other, _) = history.open(&Disks::new(), WHATEVER, &Repair::default()).await.unwrap();
+    for _ in 0..60 {
+        history.cut(&other, &mut prng).await;
+    }
+    other.close().await.unwrap();
+    let agreed = Agreed { takeover: true, ..Agreed::default() };
+    let refused = history.open(&disks, agreed, &Repair::default()).await.unwrap_err();
+    assert!(matches!(refused, VolumeError::Diverged { held: Tally { writes: 1, .. }, .. }), "{refused}");
+}

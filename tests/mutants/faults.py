@@ -421,4 +421,13 @@ FAULTS = [
         [("src/volume/rollback.rs", "        compare.settle().await;", "        if !ON {\n            compare.settle().await;\n        }")],
         [("engine", "a_rollback_in_many_steps_waits_for_none_of_its_own_reads")],
     ),
+    Fault(
+        "accepted-but-not-noted",
+        "a log that goes on from an older bucket still says that what was lost with the newer one is published",
+        [("src/volume/open.rs", "    if agreed.rollback && plan.belongs {", "    if agreed.rollback && plan.belongs && !ON {")],
+        [(
+            "engine",
+            "what_an_older_bucket_lacks_stays_in_the_log_when_somebody_else_takes_it_before_it_is_published_again",
+        )],
+    ),
 ]
