@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use s3bd::{nbd::Device, volume::Volume};
+use s3bd::{
+    nbd::{Device, DeviceError},
+    volume::Volume,
+};
 use wal::Lsn;
 
 /// The byte ranges that histories touch, and that are compared. An image of them ends with the volume's size.
@@ -52,6 +55,11 @@ impl Windows {
 
     /// The bytes of the windows, one after the other, zeros beyond the volume's end, and its size.
     pub async fn read(&self, volume: &Volume) -> Vec<u8> {
+        self.try_read(volume).await.expect("every byte can be read")
+    }
+
+    /// The same, where a disk may be dead: what is not published is read from the log.
+    pub async fn try_read(&self, volume: &Volume) -> Result<Vec<u8>, DeviceError> {
         let mut image = Vec::with_capacity(self.len());
         let size_bytes = volume.info().size_bytes;
         for window in &self.0 {
@@ -59,14 +67,14 @@ impl Windows {
             let end = window.end.min(size_bytes);
             if window.start < end {
                 let length = (end - window.start) as u32;
-                let parts = volume.read(window.start, length).await.expect("every byte can be read");
+                let parts = volume.read(window.start, length).await?;
                 parts.iter().for_each(|part| image.extend_from_slice(part));
             }
             image.resize(full, 0);
         }
         image.extend_from_slice(&size_bytes.to_le_bytes());
         assert_eq!(image.len(), self.len());
-        image
+        Ok(image)
     }
 
     /// Where a byte of an image is in the volume.
