@@ -209,11 +209,13 @@ pub enum Finding {
         found: u64,
         /// Its length when it was written, bytes.
         expected: u64,
+        /// What stands under its name instead, in words; none where its own header does, so that it was cut or grew.
+        instead: Option<String>,
         /// Whether the newest manifest lists it, so that no open can do without it.
         listed: bool,
-        /// Pages of the maps beyond its end.
+        /// Pages of the maps beyond its end, or, where something else stands there, in all of it.
         pages: u64,
-        /// Blocks whose content lies beyond its end, or below those pages.
+        /// Blocks whose content lies there, or below those pages.
         blocks: Blocks,
     },
     /// An object that no epoch needs any more has an entry in the object table, and is missing or of another length.

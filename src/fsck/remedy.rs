@@ -84,7 +84,12 @@ impl Finding {
             | Self::ManifestDescends { .. } => Remedy::Recover,
             Self::NoManifest => Remedy::Scan,
             Self::SnapshotHit { .. } => Remedy::Snapshots,
-            Self::ObjectMissing { pages: 0, blocks, .. } if blocks.is_empty() => Remedy::Snapshots,
+            Self::ObjectMissing { pages: 0, blocks, .. }
+            | Self::ObjectLength { pages: 0, blocks, instead: Some(_), .. }
+                if blocks.is_empty() =>
+            {
+                Remedy::Snapshots
+            }
             Self::ObjectMissing { .. }
             | Self::ObjectLength { .. }
             | Self::ObjectIndex { .. }

@@ -155,12 +155,12 @@ impl fmt::Display for Finding {
             Self::ObjectMissing { name, listed, pages, blocks } => {
                 write!(f, "{name}: missing: {}", hits(*listed, *pages, blocks))
             }
-            Self::ObjectLength { name, found, expected, listed, pages, blocks } => {
-                write!(
-                    f,
-                    "{name}: {found} bytes long, {expected} were written: {}",
-                    hits(*listed, *pages, blocks)
-                )
+            Self::ObjectLength { name, found, expected, instead, listed, pages, blocks } => {
+                match instead {
+                    Some(instead) => write!(f, "{name}: {instead} stands there instead, {found} bytes long")?,
+                    None => write!(f, "{name}: {found} bytes long")?,
+                }
+                write!(f, ", {expected} were written: {}", hits(*listed, *pages, blocks))
             }
             Self::DeadObject { name, found: None } => {
                 write!(f, "{name}: missing; nothing needs it any more but manifests older than the newest")
