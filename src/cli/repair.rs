@@ -132,10 +132,11 @@ async fn carry_out(env: Env, bucket: Bucket, name: &str, plan: &Plan) -> anyhow:
         tell(format_args!("{name}: not mended: {failed}"));
     }
     tracing::info!(
-        "{name}: {} written anew, {} marked as unreadable, {} pages written anew",
+        "{name}: {} written anew, {} marked as unreadable, {} pages written anew, {} objects put back",
         show_size(applied.rewritten_bytes),
         show_size(applied.lost_bytes),
-        applied.moved_pages
+        applied.moved_pages,
+        applied.objects_put_back
     );
     Ok(applied)
 }

@@ -129,7 +129,7 @@ impl fmt::Display for Finding {
             Self::SnapshotHit { snapshot, objects, first } => write!(
                 f,
                 "snapshot {snapshot:?}: {objects} of the damaged or missing objects are kept for it, the first is {first}: what it \
-                 holds in what is gone cannot be read"
+                 holds in what is gone cannot be read, and without the index of an object it may not open"
             ),
             Self::PinStale { snapshot, clone, volume } => write!(
                 f,

@@ -10,5 +10,6 @@ mod damage;
 mod forged;
 mod hits;
 mod info;
+mod put_back;
 mod repair;
 mod volumes;

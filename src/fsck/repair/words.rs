@@ -1,6 +1,6 @@
 //! Plans in words, for the question whether they are to be carried out.
 
-use super::plan::{Plan, Step};
+use super::plan::{Plan, Step, object_of};
 use crate::{
     format::{ids::FrameRef, index::MapKind, names},
     fsck::{Blocks, detail::FrameAt, finding::object_name},
@@ -33,6 +33,13 @@ impl Plan {
                     lines.push(format!(
                         "the maps: made once more, from those of {} and the objects since",
                         names::manifest(maps.manifest.generation, maps.manifest.epoch)
+                    ));
+                    continue;
+                }
+                Step::PutBack { known } => {
+                    lines.push(format!(
+                        "{}: put back as it was written, with its header and both of its indexes, out of what is whole of it",
+                        object_of(known)
                     ));
                     continue;
                 }
