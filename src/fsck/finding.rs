@@ -73,6 +73,8 @@ pub enum Finding {
     ClaimDamaged {
         /// Its name.
         name: String,
+        /// There is a later one, and no manifest of its tenure or an earlier one is kept: nothing needs it any more.
+        over: bool,
         /// Why.
         #[serde(serialize_with = "as_text")]
         error: OpenError,
@@ -81,6 +83,8 @@ pub enum Finding {
     ClaimMissing {
         /// Which.
         generation: Generation,
+        /// There is a later one, and no manifest of its tenure or an earlier one is kept: nothing needs it any more.
+        over: bool,
     },
     /// The last tenure is not closed.
     InUse {
@@ -368,6 +372,8 @@ impl Finding {
     pub fn severity(&self) -> Severity {
         match self {
             Self::InUse { .. }
+            | Self::ClaimDamaged { over: true, .. }
+            | Self::ClaimMissing { over: true, .. }
             | Self::ManifestAside { .. }
             | Self::ManifestPassed { .. }
             | Self::DeadObject { found: None, .. }

@@ -65,6 +65,8 @@ impl Finding {
     pub fn remedy(&self) -> Remedy {
         match self {
             Self::InUse { .. }
+            | Self::ClaimDamaged { over: true, .. }
+            | Self::ClaimMissing { over: true, .. }
             | Self::ManifestAside { .. }
             | Self::ManifestPassed { .. }
             | Self::DeadObject { .. }

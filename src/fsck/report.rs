@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn json_has_severity_text_and_fields() {
         let mut report = Report::default();
-        report.add(Finding::ClaimMissing { generation: Generation(3) });
+        report.add(Finding::ClaimMissing { generation: Generation(3), over: false });
         let json = serde_json::to_value(&report).unwrap();
         let finding = &json["findings"][0];
         assert_eq!(finding["severity"], "error");

@@ -49,6 +49,10 @@ fn behind(needed: bool) -> &'static str {
     }
 }
 
+/// What is wrong with a claim while its tenure is over, and until then.
+const OVER: &str = "nothing needs it any more, since no manifest of its generation or an earlier one is kept";
+const UNTIL_OVER: &str = "it is a note once there is a later generation, and the manifests up to this one have been let go";
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -68,13 +72,20 @@ impl fmt::Display for Finding {
             Self::SlotForeign { name, volume } => {
                 write!(f, "{name}: this key slot is of another volume, {volume}, and opens nothing here")
             }
-            Self::ClaimDamaged { name, error } => {
-                write!(f, "{name}: {error}: no data is hit; who wrote under this generation cannot be told")
+            Self::ClaimDamaged { name, over: true, error } => write!(f, "{name}: {error}: {OVER}"),
+            Self::ClaimDamaged { name, over: false, error } => {
+                write!(
+                    f,
+                    "{name}: {error}: no data is hit; who wrote under this generation cannot be told; {UNTIL_OVER}"
+                )
             }
-            Self::ClaimMissing { generation } => write!(
+            Self::ClaimMissing { generation, over: true } => {
+                write!(f, "claims: the claim of generation {generation} is missing: {OVER}")
+            }
+            Self::ClaimMissing { generation, over: false } => write!(
                 f,
                 "claims: the claim of generation {generation} is missing: no data is hit, but a stalled writer of \
-                 that time would not be kept out"
+                 that time would not be kept out; {UNTIL_OVER}"
             ),
             Self::InUse { generation, holder, since_ms } => {
                 write!(f, "generation {generation} is not closed: ")?;

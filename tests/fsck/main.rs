@@ -5,6 +5,7 @@
 mod host;
 
 mod anatomy;
+mod claims;
 mod clean;
 mod damage;
 mod forged;
