@@ -17,7 +17,7 @@ use super::{
     tell,
 };
 use crate::{
-    fsck::{Finding, Level, Options, Progress, Remedy, Report, Sample, Severity, Stage, check_store},
+    fsck::{Finding, Level, Options, Progress, Remedy, Report, Sample, Severity, Stage, check_store, seen},
     seal::slot::Secret,
     volume::{bucket::Bucket, env::Env, error::VolumeError},
 };
@@ -133,6 +133,7 @@ impl Fsck {
     async fn check(&self) -> anyhow::Result<Checked> {
         let name = self.target.name();
         let env = self.target.outside().await?.env;
+        let mut behind = None;
         let secret = match Bucket::header(&*env.store).await {
             Ok((header, _)) => {
                 let secret = self.secret.obtain(&name, header.protection).await?;
@@ -140,7 +141,7 @@ impl Fsck {
                 if env.local.exists(header.volume)?
                     && let Ok(bucket) = Bucket::unlock(Arc::clone(&env.store), &secret).await
                 {
-                    self.target.warn_of_older(&env, &bucket).await;
+                    behind = self.compare_with_seen(&env, &bucket).await;
                 }
                 secret
             }
@@ -157,7 +158,24 @@ impl Fsck {
         let bar = Bar::new();
         let report = check_store(Arc::clone(&env.store), &secret, &options, &bar).await;
         bar.clear();
-        Ok(Checked { env, secret, options, report: report.context(name)? })
+        let mut report = report.context(name)?;
+        behind.into_iter().for_each(|finding| report.add(finding));
+        Ok(Checked { env, secret, options, report })
+    }
+
+    async fn compare_with_seen(&self, env: &Env, bucket: &Bucket) -> Option<Finding> {
+        match seen::compare(env, bucket).await {
+            Ok(behind) => behind,
+            Err(error @ VolumeError::SeenDamaged { .. }) => {
+                tell(format_args!("{}: warning: {error}", self.target.name()));
+                None
+            }
+            // Whatever else is wrong, the check finds.
+            Err(error) => {
+                tracing::debug!(%error, "not compared with what this host has seen");
+                None
+            }
+        }
     }
 
     fn say(&self, report: &Report) {

@@ -97,6 +97,17 @@ pub enum Finding {
     },
     /// There are no manifests, or none is whole.
     NoManifest,
+    /// The newest manifest does not go on from one that this host has seen.
+    BehindSeen {
+        /// Its epoch.
+        found: Epoch,
+        /// Its generation.
+        found_generation: Generation,
+        /// The newest epoch that this host has seen.
+        seen: Epoch,
+        /// Its generation.
+        seen_generation: Generation,
+    },
     /// A manifest does not open or is not what its name says.
     ManifestDamaged {
         /// Its name.
@@ -396,6 +407,7 @@ impl Finding {
             | Self::ClaimDamaged { .. }
             | Self::ClaimMissing { .. }
             | Self::NoManifest
+            | Self::BehindSeen { .. }
             | Self::ManifestDamaged { .. }
             | Self::ManifestMissing { .. }
             | Self::ManifestReplaced { .. }

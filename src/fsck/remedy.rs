@@ -23,6 +23,8 @@ pub enum Remedy {
     Scan,
     /// `recover --fall-back` goes back to the newest epoch of which every page is there.
     FallBack,
+    /// What is missing is put back, or `--accept-rollback` goes on without it.
+    AcceptRollback,
     /// A key slot is to be removed, and its secret added anew.
     Keys,
     /// There is no second copy of it, and no data depends on it.
@@ -47,6 +49,10 @@ impl fmt::Display for Remedy {
             Self::FallBack => {
                 "s3bd recover --fall-back goes back to the newest epoch whose pages are all whole, and says before what that \
                  loses; where none is, s3bd recover --scan makes the maps anew from the objects"
+            }
+            Self::AcceptRollback => {
+                "put what is missing back from a copy of the bucket, or go on from the older epoch with --accept-rollback (s3bd open \
+                 or s3bd recover): what was published later is lost then, but for what this host's log still holds"
             }
             Self::Keys => "remove the key slot, and add its password or key file anew",
             Self::Accept => "it has no second copy, and no data depends on it",
@@ -85,6 +91,7 @@ impl Finding {
             | Self::ManifestReplaced { .. }
             | Self::ManifestDescends { .. } => Remedy::Recover,
             Self::NoManifest => Remedy::Scan,
+            Self::BehindSeen { .. } => Remedy::AcceptRollback,
             Self::SnapshotHit { .. } => Remedy::Snapshots,
             Self::ObjectMissing { pages: 0, blocks, .. }
             | Self::ObjectLength { pages: 0, blocks, instead: Some(_), .. }

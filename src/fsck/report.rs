@@ -71,7 +71,7 @@ pub struct Counts {
 
 impl Report {
     /// Takes a finding.
-    pub(super) fn add(&mut self, finding: Finding) {
+    pub fn add(&mut self, finding: Finding) {
         if self.findings.len() < FINDINGS_MAX {
             self.findings.push(finding);
             return;

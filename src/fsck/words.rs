@@ -100,6 +100,12 @@ impl fmt::Display for Finding {
             Self::NoManifest => {
                 write!(f, "manifests: none is whole: the volume cannot be opened (s3bd recover --scan)")
             }
+            Self::BehindSeen { found, found_generation, seen, seen_generation } => write!(
+                f,
+                "manifests: the newest epoch is {found} of generation {found_generation}, but this host has seen epoch {seen} of \
+                 generation {seen_generation}: the manifests above were removed, or an older copy of the bucket was put back; \
+                 the volume is not opened here as it is, and what was published later cannot be told"
+            ),
             Self::ManifestDamaged { name, newest, needed, error } => {
                 write!(f, "{name}: {error}: ")?;
                 match newest {

@@ -13,4 +13,5 @@ mod hits;
 mod info;
 mod put_back;
 mod repair;
+mod seen;
 mod volumes;

@@ -207,7 +207,10 @@ pub fn plan(report: &Report, survey: &Survey) -> Plan {
     let mut blocked = false;
     for finding in &report.findings {
         let remedy = finding.remedy();
-        blocked |= matches!(remedy, Remedy::Recover | Remedy::Scan | Remedy::Restore);
+        blocked |= matches!(
+            remedy,
+            Remedy::Recover | Remedy::Scan | Remedy::Restore | Remedy::AcceptRollback
+        );
         if finding.severity() > Severity::Note && remedy != Remedy::Repair {
             plan.left.push(Left { text: finding.to_string(), remedy });
         }
