@@ -19,7 +19,7 @@ use super::{
 use crate::{
     fsck::{Finding, Level, Options, Progress, Remedy, Report, Sample, Severity, Stage, check_store, seen},
     seal::slot::Secret,
-    volume::{bucket::Bucket, env::Env, error::VolumeError},
+    volume::{bucket::Bucket, env::Env, error::VolumeError, tally::count},
 };
 
 /// Errors were corrected (fsck(8)); with [`ERRORS_LEFT`], some were.
@@ -186,8 +186,10 @@ impl Fsck {
         let omitted = report.omitted;
         if omitted.errors + omitted.warnings + omitted.notes > 0 {
             say(format_args!(
-                "{name}: and {} more errors, {} warnings, {} notes",
-                omitted.errors, omitted.warnings, omitted.notes
+                "{name}: and {}, {}, {} more",
+                count(omitted.errors, "error"),
+                count(omitted.warnings, "warning"),
+                count(omitted.notes, "note")
             ));
         }
         say(format_args!("{name}: {}", summary(report)));
@@ -197,9 +199,8 @@ impl Fsck {
             remedies.remove(&Remedy::Recover);
         }
         for remedy in remedies.into_iter().filter(|remedy| *remedy > Remedy::Nothing) {
-            let count = report.findings.iter().filter(|finding| finding.remedy() == remedy).count();
-            let findings = if count == 1 { "finding" } else { "findings" };
-            say(format_args!("{name}: {count} {findings}: {remedy}"));
+            let findings = report.findings.iter().filter(|finding| finding.remedy() == remedy).count();
+            say(format_args!("{name}: {}: {remedy}", count(findings as u64, "finding")));
         }
     }
 }
@@ -218,21 +219,18 @@ fn summary(report: &Report) -> String {
         _ => String::new(),
     };
     text += &format!(
-        "{} manifests, {} pages, {} objects ({})",
-        counts.manifests,
-        counts.pages,
-        counts.objects,
+        "{}, {}, {} ({})",
+        count(counts.manifests, "manifest"),
+        count(counts.pages, "page"),
+        count(counts.objects, "object"),
         show_size(counts.object_bytes)
     );
     if counts.frames > 0 {
-        text += &format!(", {} frames read ({})", counts.frames, show_size(counts.frame_bytes));
+        text += &format!(", {} read ({})", count(counts.frames, "frame"), show_size(counts.frame_bytes));
     }
     if counts.strays > 0 {
-        text += &format!(
-            "; {} objects ({}) that nothing refers to",
-            counts.strays,
-            show_size(counts.stray_bytes)
-        );
+        text +=
+            &format!("; {} ({}) in no list", count(counts.strays, "object"), show_size(counts.stray_bytes));
     }
     text + match (report.is_sound(), counts.frames) {
         (true, 0) if counts.objects > 0 => ": clean; the data itself was not read (--read-data does)",

@@ -15,6 +15,8 @@ pub enum Remedy {
     Nothing,
     /// `fsck --repair` writes it anew from a whole copy, or marks what has none as unreadable.
     Repair,
+    /// `fsck --repair` mends it, and nothing is lost.
+    Mend,
     /// The blocks are to be overwritten.
     Overwrite,
     /// `recover` goes back to the newest manifest that is whole.
@@ -43,6 +45,7 @@ impl fmt::Display for Remedy {
                 "s3bd fsck with --repair beside the options of this check mends it from a whole copy, or marks what has none as \
                  unreadable"
             }
+            Self::Mend => "s3bd fsck with --repair beside the options of this check mends it; no data is lost",
             Self::Overwrite => "overwriting the blocks clears it",
             Self::Recover => "s3bd recover goes back to the newest manifest that is whole",
             Self::Scan => "s3bd recover --scan makes the maps anew from the objects, and shows them before it publishes them",
@@ -62,6 +65,14 @@ impl fmt::Display for Remedy {
             }
             Self::Restore => "it has no second copy: put the object back from a copy of the bucket",
         })
+    }
+}
+
+impl Remedy {
+    /// Whether `fsck --repair` does something about it.
+    #[must_use]
+    pub fn is_repair(self) -> bool {
+        matches!(self, Self::Repair | Self::Mend)
     }
 }
 
@@ -99,13 +110,14 @@ impl Finding {
             {
                 Remedy::Snapshots
             }
-            Self::ObjectMissing { .. }
-            | Self::ObjectLength { .. }
-            | Self::ObjectIndex { .. }
+            Self::ObjectIndex { mirrored: true, .. }
             | Self::ObjectMirror { .. }
             | Self::ObjectHeader { .. }
             | Self::PinStale { .. }
-            | Self::UnfinishedLeft
+            | Self::UnfinishedLeft => Remedy::Mend,
+            Self::ObjectMissing { .. }
+            | Self::ObjectLength { .. }
+            | Self::ObjectIndex { .. }
             | Self::Frame { .. }
             | Self::Page { map: MapKind::Blocks | MapKind::Objects, .. } => Remedy::Repair,
             Self::LostBlocks { .. } => Remedy::Overwrite,

@@ -29,7 +29,8 @@ async fn opened_thrice() -> (Memory, Vec<String>) {
         volume.close().await.unwrap();
     }
     let contents = store.snapshot();
-    let below = |prefix| contents.iter().map(|(key, _)| key.to_owned()).filter(move |key| key.starts_with(prefix));
+    let below =
+        |prefix| contents.iter().map(|(key, _)| key.to_owned()).filter(move |key| key.starts_with(prefix));
     let oldest = below(names::MANIFESTS).next().unwrap();
     assert_eq!(names::parse_manifest(&oldest).unwrap().0.0, 2);
     let claims = below(names::CLAIMS).collect();

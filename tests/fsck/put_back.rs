@@ -32,7 +32,8 @@ async fn outlived() -> (Memory, Vec<String>) {
     volume.sync().await.unwrap();
     volume.core().change(Change::Take("kept".to_owned())).await.unwrap();
     let contents = store.snapshot();
-    let objects = contents.iter().map(|(key, _)| key.to_owned()).filter(|key| key.starts_with(names::OBJECTS));
+    let objects =
+        contents.iter().map(|(key, _)| key.to_owned()).filter(|key| key.starts_with(names::OBJECTS));
     let objects = objects.collect();
     volume.write(0, noise(&mut Prng::new(2), 10_240), false).await.unwrap();
     // With a checkpoint, which finds the first object dead.

@@ -10,8 +10,8 @@ use s3bd::{
 
 use crate::{
     anatomy::Anatomy,
-    host::{Disks, env},
     hits::ALL,
+    host::{Disks, env},
     volumes::{check_at, rich_and_its_host, unlock},
 };
 

@@ -60,7 +60,7 @@ pub async fn prepare(env: &Env, bucket: &Bucket, report: &Report) -> Result<Plan
     let suspects = Suspects::of(&report.findings);
     let (epoch, generation) = (report.epoch.unwrap_or_default(), report.generation.unwrap_or_default());
     let without_survey = plan(report, &Survey { epoch, generation, ..Survey::default() });
-    let blocked = without_survey.left.iter().any(|left| left.remedy == super::Remedy::Repair);
+    let blocked = without_survey.left.iter().any(|left| left.remedy.is_repair());
     if suspects.is_empty() || blocked || report.epoch.is_none() {
         return Ok(without_survey);
     }

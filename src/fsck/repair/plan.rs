@@ -11,9 +11,7 @@ use crate::{
         index::{MapKind, Run},
         names,
     },
-    fsck::{
-        Blocks, Finding, Report, Severity, detail::FrameAt, finding::object_name, remedy::Remedy,
-    },
+    fsck::{Blocks, Finding, Report, Severity, detail::FrameAt, finding::object_name, remedy::Remedy},
     map::tree::{PageAt, last_key},
     volume::{earlier::EarlierMaps, walk::Copy},
 };
@@ -161,7 +159,7 @@ impl Suspects {
     #[must_use]
     pub fn of(findings: &[Finding]) -> Self {
         let mut suspects = Self::default();
-        for finding in findings.iter().filter(|finding| finding.remedy() == Remedy::Repair) {
+        for finding in findings.iter().filter(|finding| finding.remedy().is_repair()) {
             match finding {
                 Finding::ObjectMissing { name, .. } | Finding::ObjectLength { name, .. } => {
                     suspects.objects.extend(names::parse_object(name));
@@ -207,17 +205,15 @@ pub fn plan(report: &Report, survey: &Survey) -> Plan {
     let mut blocked = false;
     for finding in &report.findings {
         let remedy = finding.remedy();
-        blocked |= matches!(
-            remedy,
-            Remedy::Recover | Remedy::Scan | Remedy::Restore | Remedy::AcceptRollback
-        );
-        if finding.severity() > Severity::Note && remedy != Remedy::Repair {
+        blocked |=
+            matches!(remedy, Remedy::Recover | Remedy::Scan | Remedy::Restore | Remedy::AcceptRollback);
+        if finding.severity() > Severity::Note && !remedy.is_repair() {
             plan.left.push(Left { text: finding.to_string(), remedy });
         }
     }
     if blocked {
-        let repairable = report.findings.iter().filter(|finding| finding.remedy() == Remedy::Repair);
-        let wait = |finding: &Finding| Left { text: finding.to_string(), remedy: Remedy::Repair };
+        let wait = |finding: &Finding| Left { text: finding.to_string(), remedy: finding.remedy() };
+        let repairable = report.findings.iter().filter(|finding| finding.remedy().is_repair());
         plan.left.extend(repairable.map(wait));
         return plan;
     }

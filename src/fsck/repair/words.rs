@@ -5,7 +5,7 @@ use crate::{
     format::{ids::FrameRef, index::MapKind, names},
     fsck::{Blocks, detail::FrameAt, finding::object_name},
     map::tree::PageAt,
-    volume::walk::Copy,
+    volume::{tally, walk::Copy},
 };
 
 /// The frames of one object that share a fate.
@@ -96,7 +96,7 @@ const LOST: &str = "become unreadable until they are overwritten";
 impl Frames<'_> {
     fn line(self) -> String {
         let Self { step, object, count, blocks } = self;
-        let frames = if count == 1 { "1 frame".to_owned() } else { format!("{count} frames") };
+        let frames = tally::count(count, "frame");
         match step {
             Step::Rewrite { copy, .. } => {
                 format!("{object}: {frames}: {blocks} written anew from {}", place(*copy))
