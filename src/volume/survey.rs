@@ -10,7 +10,7 @@ use super::{
     error::{Kind, VolumeError},
     local,
     open::Agreed,
-    replay::{Replayed, count_above, find_damage, reaches_back},
+    replay::{Replayed, count_above, find_damage, goes_on_at},
     seen, takeover,
 };
 use crate::format::{
@@ -172,7 +172,8 @@ pub(super) async fn plan_log(
     // Of an older copy of the bucket, what comes next may be gone from the log: then the log continues another line.
     // And what is there may be of a line that the log left earlier than that.
     if is_of(&newest.manifest, &identity)
-        && (!agreed.rollback || (joins_on(local, newest)? && !has_left(&newest.manifest, &identity)))
+        && (!agreed.rollback
+            || (joins_on(bucket, local, identity.log, newest)? && !has_left(&newest.manifest, &identity)))
     {
         // What cannot be replayed may be given up as well; what can never is.
         let damage =
@@ -210,7 +211,7 @@ pub(super) async fn plan_log(
     };
     if lost.tally.records() > 0 && !agreed.discard {
         let generation = identity.tenures.last().map_or(Generation(0), |tenure| tenure.generation);
-        let has_base = left.map_or(Ok(false), |left| joins_on(local, &left))?;
+        let has_base = left.map_or(Ok(false), |left| joins_on(bucket, local, identity.log, &left))?;
         return Err(VolumeError::Diverged {
             has_base,
             held: lost.tally,
@@ -267,9 +268,8 @@ fn load_identity(
 }
 
 /// Whether the log has every record above what is published.
-fn joins_on(local: &Local, published: &Published) -> Result<bool, VolumeError> {
-    let floor = Lsn(published.manifest.log.lsn);
-    Ok(reaches_back(&wal::scan_above(&*local.wal, floor)?, floor))
+fn joins_on(bucket: &Bucket, local: &Local, log: LogId, published: &Published) -> Result<bool, VolumeError> {
+    Ok(wal::start(&*local.wal)? <= goes_on_at(bucket, local, log, &published.manifest)?)
 }
 
 pub(super) fn is_of(manifest: &Manifest, identity: &LogIdentity) -> bool {
@@ -333,7 +333,7 @@ pub(super) async fn fenced_log(env: &Env, bucket: &Bucket, local: &Local) -> Res
     let left = left_line_at(bucket, &newest, &identity).await?;
     let has_left = left.is_some();
     let base = match left {
-        Some(left) if joins_on(local, &left)? => Some(left),
+        Some(left) if joins_on(bucket, local, identity.log, &left)? => Some(left),
         _ => None,
     };
     if base.is_some() && is_of(&newest.manifest, &identity) {
