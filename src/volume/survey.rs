@@ -79,7 +79,8 @@ pub(super) async fn survey(
     }
     let plan = plan_log(env, bucket, local, &newest, agreed, base.is_some()).await?;
     let claims = bucket.list_claims(None).await?;
-    let was_clean = check_in_use(bucket, &newest, claims.last().copied(), &plan.identity, agreed).await?;
+    let was_clean =
+        check_in_use(bucket, &newest, claims.last().copied(), (&plan.identity, &env.host), agreed).await?;
     let floor = base.map_or(newest.link.generation, |base| base.floor);
     Ok(Survey { newest, plan, was_clean, claimed: claims.last().map(|claim| claim.0), floor })
 }
@@ -117,7 +118,7 @@ async fn check_in_use(
     bucket: &Bucket,
     newest: &Published,
     claimed: Option<(Generation, u64)>,
-    identity: &LogIdentity,
+    (identity, own_host): (&LogIdentity, &str),
     agreed: Agreed,
 ) -> Result<bool, VolumeError> {
     let manifest = &newest.manifest;
@@ -131,7 +132,13 @@ async fn check_in_use(
     let (host, pid, since) = match bucket.load_claim(generation, nonce).await {
         // The claim of an opening on this host that ended before it noted its tenure.
         Ok(claim) if claim.log == identity.log => return Ok(false),
-        Ok(claim) => (claim.writer.host, claim.writer.pid, super::format_time(claim.time_ms)),
+        Ok(claim) => {
+            let Writer { mut host, pid, .. } = claim.writer;
+            if host == own_host {
+                host.push_str(", this host by its name, with a state directory that is not this one");
+            }
+            (host, pid, super::format_time(claim.time_ms))
+        }
         Err(error) if error.kind() == Kind::Corrupt => {
             tracing::warn!(%error, "the newest claim cannot be read");
             ("another host".to_owned(), 0, "an unknown time".to_owned())

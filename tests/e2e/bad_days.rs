@@ -118,6 +118,30 @@ pub(crate) fn recover_scan_goes_beyond_damaged_manifests(kind: Kind) {
     assert!(again.code == Some(2) && again.stderr.contains("and no later cut is"), "{again:?}");
 }
 
+/// What has no second copy is named, whatever is done; nothing is put over what is left.
+pub(crate) fn without_its_header_or_its_key_a_volume_is_damaged(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    host.init(&volume, "64M");
+    host.open(&volume, &[]).close();
+    for slot in files(&volume, "keys") {
+        std::fs::remove_file(slot).expect("a file");
+    }
+    host.fail_to_open(&volume, &[]).failed(7, &["no key slot is usable"]);
+    host.run("key", &["list", &volume]).failed(7, &["no key slot is usable"]);
+    std::fs::remove_file(volume.strip_prefix("file:").expect("a directory").to_owned() + "/volume")
+        .expect("a file");
+    let left = fixture.contents();
+    host.fail_to_open(&volume, &[]).failed(7, &["the object \"volume\" is missing", "put it back"]);
+    host.run("init", &[&volume, "-s", "64M", "--no-password"]).failed(7, &["put it back"]);
+    let checked = host.run("fsck", &[&volume]);
+    assert!(checked.code == Some(4) && checked.stdout.contains("put the object back"), "{checked:?}");
+    let refused = host.run("remove", &[&volume]);
+    assert!(refused.code != Some(0) && refused.stderr.contains("may be put back"), "{refused:?}");
+    assert!(fixture.contents() == left, "something was put over it");
+    host.run("remove", &[&volume, "--yes"]).done();
+    assert!(fixture.contents().is_empty());
+}
+
 /// Who only looks is not refused, and told.
 pub(crate) fn an_older_bucket_is_said_to_those_who_only_read(kind: Kind) {
     let (fixture, host, volume) = stage(kind);
