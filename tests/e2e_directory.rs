@@ -36,6 +36,8 @@ e2e::claims! {
         recover_fall_back_goes_behind_a_page_that_cannot_be_mended,
         recover_scan_rebuilds_a_volume_without_manifests,
         recover_scan_says_what_is_missing,
+        recover_scan_goes_beyond_damaged_manifests,
+        without_its_header_or_its_key_a_volume_is_damaged,
         of_a_fenced_log_with_damage_the_certain_part_becomes_a_volume,
         an_older_bucket_is_said_to_those_who_only_read,
         what_a_fenced_host_held_becomes_a_volume_of_its_own,

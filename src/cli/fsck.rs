@@ -146,7 +146,9 @@ impl Fsck {
                 secret
             }
             // A finding of the check itself: any secret will do.
-            Err(VolumeError::Damaged { .. } | VolumeError::NoVolume) => crate::seal::slot::Secret::Nothing,
+            Err(VolumeError::Damaged { .. } | VolumeError::HeaderMissing) => {
+                crate::seal::slot::Secret::Nothing
+            }
             Err(error) => return Err(error).context(name),
         };
         let level = match self.read_data {

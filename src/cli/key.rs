@@ -22,6 +22,7 @@ use crate::{
     store::open::OldVersions,
     volume::{
         bucket::Bucket,
+        error::VolumeError,
         format_time,
         slots::{self, KeySlot, NewSecret, Unlocked},
     },
@@ -162,7 +163,10 @@ impl List {
         let name = self.target.name();
         let env = self.target.outside().await?.env;
         Bucket::header(&*env.store).await.with_context(|| name.clone())?;
-        let slots = slots::load_slots(&*env.store).await.context(name)?;
+        let slots = slots::load_slots(&*env.store).await.with_context(|| name.clone())?;
+        if slots.is_empty() {
+            return Err(VolumeError::NoSlot { detail: "there is none".to_owned() }).context(name);
+        }
         let lines: Vec<_> = slots.iter().map(Line::of).collect();
         if self.json {
             say(serde_json::to_string_pretty(&lines)?);

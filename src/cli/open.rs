@@ -222,7 +222,12 @@ impl Open {
         tracing::info!(requests = ?outside.opened.meter(), "requests made of the store");
         closed?;
         let name = self.target.name();
-        volume.core().noted.tell_incomplete(Waiting::Sync).with_context(|| name)
+        volume.core().noted.tell_incomplete(Waiting::Sync).with_context(|| name.clone())?;
+        if !volume.info().read_only {
+            let epoch = volume.core().progress.borrow().epoch;
+            say(format_args!("{name}: closed: everything is in the bucket, as epoch {epoch}"));
+        }
+        Ok(())
     }
 
     async fn create(&self, env: &crate::volume::env::Env, size: u64) -> anyhow::Result<()> {

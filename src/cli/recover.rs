@@ -18,12 +18,12 @@ use super::{
     target::Target,
 };
 use crate::{
-    format::slot::Argon2,
+    format::{manifest::Manifest, slot::Argon2},
     seal::frame::Compression,
     store::location::Location,
     volume::{
         base::{Base, Fallback, find_whole},
-        bucket::Bucket,
+        bucket::{Bucket, Published},
         env::Env,
         error::VolumeError,
         format_time,
@@ -57,7 +57,7 @@ pub(super) struct Recover {
     /// Go on although the bucket holds an older state than this host has seen.
     #[arg(long)]
     accept_rollback: bool,
-    /// Where there is no manifest left: put the volume together from its objects and claims alone.
+    /// Where no manifest is left, or the newest ones are gone: put the volume together from its objects and claims alone.
     #[arg(long)]
     scan: bool,
     /// Go back to the newest epoch of which every page and object is there, although the newest can be opened: for
@@ -270,6 +270,14 @@ impl Recover {
                     whole.epoch, whole.generation, whole.writer.host,
                 );
                 say(format_args!("{name}: {text}"));
+                let later = base.later_objects(bucket).await.with_context(|| name.clone())?;
+                if later > 0 {
+                    say(format_args!(
+                        "{name}: {} later than that in the bucket: s3bd recover --scan --dry-run says what they add up to without \
+                         those manifests",
+                        if later == 1 { "1 object is".to_owned() } else { format!("{later} objects are") }
+                    ));
+                }
                 losses.push(Loss { question: format!("{text}: go on from it?"), code: DAMAGED });
             }
         }
@@ -279,17 +287,37 @@ impl Recover {
     /// The newest cut that the objects themselves add up to.
     async fn rebuild(&self, env: &Env, bucket: &Bucket, losses: &mut Vec<Loss>) -> anyhow::Result<Base> {
         let name = self.target.name();
-        let manifests = bucket.list_manifests().await.with_context(|| name.clone())?;
-        if !manifests.is_empty() && find_whole(bucket).await.with_context(|| name.clone())?.base.is_some() {
-            let text = "there is a whole manifest: --scan is for a volume that has none; leave it out";
-            return Err(super::exit::usage(format!("{name}: {text}")));
+        let whole = find_whole(bucket).await.with_context(|| name.clone())?.base;
+        let no_use = |whole: &Base| {
+            let Manifest { epoch, time_ms, .. } = whole.published.manifest;
+            super::exit::usage(format!(
+                "{name}: the manifest of epoch {epoch} of {} is whole, and no later cut is: --scan is for a volume whose \
+                 newest manifests are gone; leave it out",
+                format_time(time_ms)
+            ))
+        };
+        if let Some(whole) = &whole
+            && whole.later_objects(bucket).await.with_context(|| name.clone())? == 0
+        {
+            return Err(no_use(whole));
         }
         let bar = Counting::new("reading indexes");
         let found = rebuild(bucket, env, |done, total| bar.show(done, total)).await;
         drop(bar);
-        let found = found.with_context(|| name.clone())?;
+        let found = match (found, &whole) {
+            (Ok(found), Some(whole)) if !found.is_beyond(whole) => return Err(no_use(whole)),
+            (Err(VolumeError::NoManifest { .. }), Some(whole)) => return Err(no_use(whole)),
+            (found, _) => found.with_context(|| name.clone())?,
+        };
         let text = rebuilt::describe(&name, &found);
         say(format_args!("{name}: {text}"));
+        if let Some(Base { published: Published { manifest: whole, .. }, .. }) = &whole {
+            say(format_args!(
+                "{name}: the newest whole manifest is that of epoch {} of {}",
+                whole.epoch,
+                format_time(whole.time_ms)
+            ));
+        }
         losses.push(Loss { question: format!("{text}: publish it?"), code: DAMAGED });
         Ok(found.base)
     }
@@ -356,7 +384,9 @@ impl Recover {
         let given_up = &report.given_up;
         if given_up.tally.records() > 0 {
             let held = given_up.tally.describe(show_size);
-            say(format_args!("{name}: to be given up: {held} of a history that was overtaken"));
+            say(format_args!(
+                "{name}: to be given up: {held} in the local log, which do not join on to that epoch"
+            ));
         } else if let Some(why) = &given_up.uncounted {
             say(format_args!(
                 "{name}: to be given up: the local log, of which it is not known what it holds alone ({why})"
@@ -364,7 +394,8 @@ impl Recover {
         } else if report.has_log || report.was_clean {
             say(format_args!("{name}: {}", describe_replay(&report.replayed)));
         }
-        if !report.has_log && !report.was_clean {
+        let gives_up = given_up.tally.records() > 0 || given_up.uncounted.is_some();
+        if !report.has_log && !report.was_clean && !gives_up {
             say(format_args!("{name}: {}", describe_lost_log(newest, goes_back)));
         }
     }

@@ -134,28 +134,35 @@ where
 
 impl Bucket {
     /// Reads the header alone: no secret needed.
+    ///
+    /// # Errors
+    /// `NoVolume`; `Unfinished`; `HeaderMissing` where manifests say that it was opened; damage, and what the store refuses.
     pub async fn header(store: &dyn Store) -> Result<(Header, Digest), VolumeError> {
         whole(|| Self::header_once(store)).await
     }
 
     async fn header_once(store: &dyn Store) -> Result<(Header, Digest), VolumeError> {
         let Some(bytes) = get_whole(store, names::HEADER).await? else {
-            let unfinished = get_whole(store, names::HEADER_UNFINISHED).await?.is_some();
-            return Err(if unfinished { VolumeError::Unfinished } else { VolumeError::NoVolume });
+            if get_whole(store, names::HEADER_UNFINISHED).await?.is_some() {
+                return Err(VolumeError::Unfinished);
+            }
+            let was_opened = Self::was_opened(store).await?;
+            return Err(if was_opened { VolumeError::HeaderMissing } else { VolumeError::NoVolume });
         };
         let header = Header::decode(&bytes).map_err(|error| VolumeError::damaged(names::HEADER, error))?;
         Ok((header, digest(&bytes)))
     }
 
+    /// Whether there is a manifest of a tenure: whoever opened the volume saw a header, and an init that did not end has
+    /// none yet.
+    pub(super) async fn was_opened(store: &dyn Store) -> Result<bool, VolumeError> {
+        let opened = names::first_manifest(Generation(1));
+        Ok(!store.list(names::MANIFESTS, Some(&opened), Some(1)).await?.is_empty())
+    }
+
     /// Reads header and key slots, and opens the volume with `secret`: one derivation a slot at most.
     pub async fn unlock(store: Arc<dyn Store>, secret: &Secret) -> Result<Self, VolumeError> {
-        let unlocked = match slots::unlock(&*store, secret).await {
-            Err(VolumeError::NoVolume) if !store.list(names::MANIFESTS, None, Some(1)).await?.is_empty() => {
-                return Err(VolumeError::HeaderMissing);
-            }
-            unlocked => unlocked?,
-        };
-        let Unlocked { header, header_digest, master, .. } = unlocked;
+        let Unlocked { header, header_digest, master, .. } = slots::unlock(&*store, secret).await?;
         let keys = Arc::new(Keys::new(header.volume, &master));
         Ok(Self { store, header, header_digest, keys })
     }

@@ -259,7 +259,8 @@ pub enum VolumeError {
     /// The bucket holds an older state than this host has seen.
     #[error(
         "the bucket's newest epoch is {found} of generation {found_generation}, but this host has seen epoch {seen} of \
-         generation {seen_generation}: an older copy of the bucket, or of a part of it, was put back (--accept-rollback goes on with it)"
+         generation {seen_generation}: an older copy of the bucket, or of a part of it, was put back, or manifests were removed (--accept-rollback \
+         goes on with what is there)"
     )]
     RolledBack {
         /// Newest epoch in the bucket.

@@ -138,14 +138,9 @@ pub(super) async fn refuse_existing(env: &Env) -> Result<Epoch, VolumeError> {
     match Bucket::header(&*env.store).await {
         Ok((header, _)) => Err(VolumeError::Exists { created: super::format_time(header.created_ms) }),
         Err(VolumeError::NoVolume) => {
-            // A header that was lost must not be covered by a new volume over the old one's objects.
             let rest = env.store.list(names::MANIFESTS, None, None).await?;
-            let found: Vec<_> = rest.iter().filter_map(|line| names::parse_manifest(&line.key)).collect();
-            if found.iter().any(|(generation, _)| *generation > Generation(0)) {
-                let text = "there are manifests of a volume here, but no header: choose another name, or remove them";
-                return Err(VolumeError::Invalid(text.to_owned()));
-            }
-            Ok(found.last().map_or(Epoch(0), |(_, newest)| newest.next()))
+            let newest = rest.iter().filter_map(|line| names::parse_manifest(&line.key)).next_back();
+            Ok(newest.map_or(Epoch(0), |(_, newest)| newest.next()))
         }
         Err(error) => Err(error),
     }

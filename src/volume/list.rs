@@ -16,7 +16,6 @@ use super::{
 use crate::{
     format::{
         header::{Header, Protection},
-        ids::Generation,
         names,
     },
     seal::slot::Secret,
@@ -168,12 +167,11 @@ pub async fn look(
     };
     match found.header {
         HeaderName::Missing => {
-            // Whoever opened it saw a header; an init that did not end has none yet.
-            let opened = names::first_manifest(Generation(1));
-            let written = store.list(names::MANIFESTS, Some(&opened), Some(1)).await?;
             let problem = format!("the object \"{}\" is missing", names::HEADER);
-            let standing =
-                if written.is_empty() { Standing::Unfinished } else { Standing::Damaged { problem } };
+            let standing = match Bucket::was_opened(&*store).await? {
+                true => Standing::Damaged { problem },
+                false => Standing::Unfinished,
+            };
             Ok(listed(None, standing))
         }
         HeaderName::Unfinished => {

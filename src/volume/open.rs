@@ -27,7 +27,7 @@ use super::{
     payload::PayloadMemory,
     publish::{Publisher, Start},
     record,
-    replay::{Replay, Replayed, find_damage, reaches_back},
+    replay::{Replay, Replayed, find_damage, goes_on_at, reaches_back},
     room,
     settings::Settings,
     snapshot_view::Viewed,
@@ -124,7 +124,10 @@ pub async fn open_repaired(
         }
     };
     let tag = random_bytes::<32>(&*env.random);
-    let floor = plan.belongs.then_some(Lsn(newest.manifest.log.lsn));
+    let floor = match plan.belongs {
+        true => Some(goes_on_at(&bucket, &local, identity.log, &newest.manifest)?),
+        false => None,
+    };
     let unusable = match floor {
         Some(_) if repair.cut_log => {
             find_damage(&bucket, &local, identity.log, &newest.manifest)?.and_then(|damage| damage.unusable())
@@ -141,8 +144,8 @@ pub async fn open_repaired(
     let (log, scan) = room::with_room(&local, open_log)
         .or_else(|error| explain(error.into(), &bucket, &local, identity.log, &newest.manifest))?;
     let payloads = Arc::new(PayloadMemory::new(settings.unpublished_memory_bytes_max));
-    let position = floor.unwrap_or_else(|| log.next());
-    let mut replay = Replay::new(&bucket, identity.log, &payloads, &newest.manifest, position);
+    let mut replay =
+        Replay::new(&bucket, identity.log, &payloads, &newest.manifest, floor.unwrap_or_else(|| log.next()));
     if let Some(floor) = floor {
         replay
             .run(log.records(floor))
@@ -150,6 +153,11 @@ pub async fn open_repaired(
     }
     let Replay { layer: active, found: mut replayed, end, size_bytes, .. } = replay;
     replayed.note_torn(&scan);
+    // What an earlier tenure noted last may be trimmed without a trace: where there is nothing else, the log begins here.
+    let (position, end) = match floor.filter(|floor| *floor < end) {
+        Some(floor) => (floor, end),
+        None => (log.next(), log.next()),
+    };
 
     let mut delta = load_delta(&bucket, &newest.manifest).await?;
     let mut snapshots = SnapshotTable::load(&bucket, &newest.manifest).await?;
@@ -212,7 +220,7 @@ pub async fn open_repaired(
         std::time::Duration::from_millis(age_ms),
     );
     let core = Arc::new(core);
-    if agreed.rollback && plan.belongs {
+    if plan.belongs && (agreed.rollback || position == end) {
         note_base(&core, &newest.link, position).await?;
     }
     core.published.advance(position);
@@ -231,8 +239,9 @@ pub async fn open_repaired(
     Ok((Volume::new(core, Some(publisher), close, Some(local)), report))
 }
 
-/// The log goes on from an older epoch than it has published: what it said of later ones counts no more, should another host
-/// take the volume before they are published again.
+/// Notes from where the log goes on. Where that is an older epoch than it has published, what it said of later ones counts
+/// no more, should another host take the volume before they are published again. And where it is here, nothing is missing
+/// between that epoch and this record.
 async fn note_base(core: &Core, base: &ManifestLink, lsn: Lsn) -> Result<(), VolumeError> {
     let log = core.log()?;
     let (kind, head) = record::published_head(base.generation, base.epoch, lsn);
@@ -257,7 +266,7 @@ pub async fn inspect(
     SnapshotTable::load(bucket, &newest.manifest).await?;
     let mut replayed = Replayed::default();
     if let Some(local) = local.filter(|_| plan.belongs) {
-        let floor = Lsn(newest.manifest.log.lsn);
+        let floor = goes_on_at(bucket, &local, plan.identity.log, &newest.manifest)?;
         let scan = wal::scan_above(&*local.wal, floor)?;
         let explain = |error| explain(error, bucket, &local, plan.identity.log, &newest.manifest);
         if let Some(damage) = scan.lost_above(floor)

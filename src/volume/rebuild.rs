@@ -1,4 +1,4 @@
-//! Making a manifest from objects and claims alone, where there is none.
+//! Making a manifest from objects and claims alone, where there is none, or none of the newest epochs.
 //!
 //! # Overview
 //! The index at an object's end says of which cut it is, which part of how many, and on which cut that one was built; the
@@ -74,6 +74,15 @@ pub struct Rebuilt {
     pub left_out: Vec<(Epoch, Generation, String)>,
     /// Objects that cannot be read.
     pub damaged: Vec<String>,
+}
+
+impl Rebuilt {
+    /// Whether this is later than a whole manifest: then that one is of an earlier epoch in the same line.
+    #[must_use]
+    pub fn is_beyond(&self, whole: &Base) -> bool {
+        let ((generation, epoch), older) = (self.base.published.name(), whole.published.name());
+        generation >= older.0 && epoch > older.1
+    }
 }
 
 /// Reads the indexes of all objects, and puts the newest cut of the winning line together. Changes nothing.

@@ -100,6 +100,8 @@ impl fmt::Display for LogDamage {
         write!(f, "{fault}; ")?;
         if *joins {
             write!(f, "whole before the damage: {}", before.tally)?;
+        } else if self.is_trimmed() {
+            write!(f, "the log begins later than this epoch ends: what is between went into later epochs")?;
         } else {
             write!(f, "nothing in it is sure to join on to the epoch below it")?;
         }
@@ -127,6 +129,11 @@ impl LogDamage {
         }
     }
 
+    /// Whether what is missing is only what comes before the log.
+    fn is_trimmed(&self) -> bool {
+        matches!(&self.fault, LogFault::Corrupt(corruption) if corruption.what == wal::Damage::Missing && !self.joins)
+    }
+
     /// The first record that is whole and cannot be used, where that is what is wrong.
     pub(super) fn unusable(&self) -> Option<Lsn> {
         match self.fault {
@@ -134,6 +141,32 @@ impl LogDamage {
             LogFault::Corrupt(_) => None,
         }
     }
+}
+
+/// Where the log goes on from a manifest: where its cut ends, or, where the log was trimmed above that, where an opening on
+/// that manifest noted that it found nothing in between.
+///
+/// # Errors
+/// What the disk of the log refuses.
+pub(super) fn goes_on_at(
+    bucket: &Bucket,
+    local: &Local,
+    log: LogId,
+    manifest: &Manifest,
+) -> Result<Lsn, VolumeError> {
+    let floor = Lsn(manifest.log.lsn);
+    let start = wal::start(&*local.wal)?;
+    if start <= floor {
+        return Ok(floor);
+    }
+    let Some(first) = wal::scan_above(&*local.wal, start)?.records(start).next() else { return Ok(floor) };
+    let first = first.map_err(VolumeError::local("write-ahead log"))?;
+    let opened = Opener::new(Arc::clone(&bucket.keys), log).open(&first);
+    let base =
+        LogRecord::Published { generation: manifest.generation, epoch: manifest.epoch, lsn: first.lsn };
+    // What cannot be read notes nothing; whoever replays the log comes upon it.
+    let noted = opened.and_then(|plain| record::decode(first.lsn, first.kind, plain, SIZE_BYTES_MAX));
+    Ok(if noted.is_ok_and(|noted| noted == base) { first.lsn } else { floor })
 }
 
 /// Whether every record from `floor` on is in the log. A log that was trimmed above the newest manifest has a hole there:
@@ -149,7 +182,7 @@ pub(super) fn find_damage(
     log: LogId,
     newest: &Manifest,
 ) -> Result<Option<LogDamage>, VolumeError> {
-    let floor = Lsn(newest.log.lsn);
+    let floor = goes_on_at(bucket, local, log, newest)?;
     let scan = wal::scan_above(&*local.wal, floor)?;
     let corruption = scan.lost_above(floor);
     // Which of two segments that overlap is the log's cannot be known: nothing is cut there.

@@ -12,9 +12,6 @@
 
 use std::{ops::Range, sync::Arc};
 
-use futures::stream::{StreamExt, TryStreamExt};
-use wal::Lsn;
-
 use super::{
     Volume,
     bucket::{Bucket, Published, digest, get_small},
@@ -26,7 +23,7 @@ use super::{
     open::{Agreed, open, open_local, read_only_at},
     read::At,
     record::{self, LogRecord},
-    replay::{LogDamage, Replayed, find_damage},
+    replay::{LogDamage, Replayed, find_damage, goes_on_at},
     settings::Settings,
     snapshots::SnapshotTable,
     state::Source,
@@ -44,6 +41,7 @@ use crate::{
     seal::slot::Secret,
     store::{PutMode, renamed::Renamed},
 };
+use futures::stream::{StreamExt, TryStreamExt};
 
 /// Bytes copied in one go, and how many of them at once: 16 MiB in memory, and requests enough to fill a link.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -109,7 +107,7 @@ pub async fn rescue(
     let size_bytes = target.core().state().size_bytes;
     target.core().resize(size_bytes, base.manifest.size_bytes).await?;
     let copied_bytes = copy(source.core(), target.core(), &advance).await?;
-    let floor = Lsn(base.manifest.log.lsn);
+    let floor = goes_on_at(bucket, &local, identity.log, &base.manifest)?;
     let scan = wal::scan_above(&*local.wal, floor)?;
     let opener = Opener::new(Arc::clone(&bucket.keys), identity.log);
     let mut replayed = Replayed::default();

@@ -10,7 +10,7 @@ use super::{
     error::{Kind, VolumeError},
     local,
     open::Agreed,
-    replay::{Replayed, count_above, find_damage, reaches_back},
+    replay::{Replayed, count_above, find_damage, goes_on_at},
     seen, takeover,
 };
 use crate::format::{
@@ -79,7 +79,8 @@ pub(super) async fn survey(
     }
     let plan = plan_log(env, bucket, local, &newest, agreed, base.is_some()).await?;
     let claims = bucket.list_claims(None).await?;
-    let was_clean = check_in_use(bucket, &newest, claims.last().copied(), &plan.identity, agreed).await?;
+    let was_clean =
+        check_in_use(bucket, &newest, claims.last().copied(), (&plan.identity, &env.host), agreed).await?;
     let floor = base.map_or(newest.link.generation, |base| base.floor);
     Ok(Survey { newest, plan, was_clean, claimed: claims.last().map(|claim| claim.0), floor })
 }
@@ -117,7 +118,7 @@ async fn check_in_use(
     bucket: &Bucket,
     newest: &Published,
     claimed: Option<(Generation, u64)>,
-    identity: &LogIdentity,
+    (identity, own_host): (&LogIdentity, &str),
     agreed: Agreed,
 ) -> Result<bool, VolumeError> {
     let manifest = &newest.manifest;
@@ -131,7 +132,13 @@ async fn check_in_use(
     let (host, pid, since) = match bucket.load_claim(generation, nonce).await {
         // The claim of an opening on this host that ended before it noted its tenure.
         Ok(claim) if claim.log == identity.log => return Ok(false),
-        Ok(claim) => (claim.writer.host, claim.writer.pid, super::format_time(claim.time_ms)),
+        Ok(claim) => {
+            let Writer { mut host, pid, .. } = claim.writer;
+            if host == own_host {
+                host.push_str(", this host by its name, with a state directory that is not this one");
+            }
+            (host, pid, super::format_time(claim.time_ms))
+        }
         Err(error) if error.kind() == Kind::Corrupt => {
             tracing::warn!(%error, "the newest claim cannot be read");
             ("another host".to_owned(), 0, "an unknown time".to_owned())
@@ -172,7 +179,8 @@ pub(super) async fn plan_log(
     // Of an older copy of the bucket, what comes next may be gone from the log: then the log continues another line.
     // And what is there may be of a line that the log left earlier than that.
     if is_of(&newest.manifest, &identity)
-        && (!agreed.rollback || (joins_on(local, newest)? && !has_left(&newest.manifest, &identity)))
+        && (!agreed.rollback
+            || (joins_on(bucket, local, identity.log, newest)? && !has_left(&newest.manifest, &identity)))
     {
         // What cannot be replayed may be given up as well; what can never is.
         let damage =
@@ -210,7 +218,7 @@ pub(super) async fn plan_log(
     };
     if lost.tally.records() > 0 && !agreed.discard {
         let generation = identity.tenures.last().map_or(Generation(0), |tenure| tenure.generation);
-        let has_base = left.map_or(Ok(false), |left| joins_on(local, &left))?;
+        let has_base = left.map_or(Ok(false), |left| joins_on(bucket, local, identity.log, &left))?;
         return Err(VolumeError::Diverged {
             has_base,
             held: lost.tally,
@@ -267,9 +275,8 @@ fn load_identity(
 }
 
 /// Whether the log has every record above what is published.
-fn joins_on(local: &Local, published: &Published) -> Result<bool, VolumeError> {
-    let floor = Lsn(published.manifest.log.lsn);
-    Ok(reaches_back(&wal::scan_above(&*local.wal, floor)?, floor))
+fn joins_on(bucket: &Bucket, local: &Local, log: LogId, published: &Published) -> Result<bool, VolumeError> {
+    Ok(wal::start(&*local.wal)? <= goes_on_at(bucket, local, log, &published.manifest)?)
 }
 
 pub(super) fn is_of(manifest: &Manifest, identity: &LogIdentity) -> bool {
@@ -333,7 +340,7 @@ pub(super) async fn fenced_log(env: &Env, bucket: &Bucket, local: &Local) -> Res
     let left = left_line_at(bucket, &newest, &identity).await?;
     let has_left = left.is_some();
     let base = match left {
-        Some(left) if joins_on(local, &left)? => Some(left),
+        Some(left) if joins_on(bucket, local, identity.log, &left)? => Some(left),
         _ => None,
     };
     if base.is_some() && is_of(&newest.manifest, &identity) {

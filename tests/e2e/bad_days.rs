@@ -91,6 +91,57 @@ pub(crate) fn recover_scan_rebuilds_a_volume_without_manifests(kind: Kind) {
     assert_eq!(checked.code, Some(0), "{checked:?}");
 }
 
+/// Of the newest manifests only the first few are whole, and all objects are: nothing is lost.
+pub(crate) fn recover_scan_goes_beyond_damaged_manifests(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    host.init(&volume, "64M");
+    let server = host.open(&volume, &["--commit-interval", "1h"]);
+    for number in 0..4 {
+        qemu_io(&server.uri, &[&format!("write -P {} {number}M 1M", number + 1), "flush"]);
+        host.run("sync", &[&volume]).done();
+    }
+    server.close();
+    files(&volume, "manifests").iter().skip(2).for_each(damage);
+    let other = Host::new(&fixture);
+    let takes = [&*volume, "--takeover"];
+    let said = other.run("recover", &[&takes[..], &["--dry-run"]].concat()).done();
+    assert!(said.stdout.contains("s3bd recover --scan --dry-run says"), "{said:?}");
+    let scan = [&*volume, "--takeover", "--scan"];
+    let asked_for = other.run("recover", &scan);
+    asked(&asked_for, 7, "4.0 MiB of it used");
+    assert!(asked_for.stdout.contains("the newest whole manifest is that of epoch"), "{asked_for:?}");
+    other.run("recover", &[&scan[..], &["--yes"]].concat()).done();
+    let server = other.open(&volume, &[]);
+    qemu_io(&server.uri, &["read -P 1 0 1M", "read -P 2 1M 1M", "read -P 3 2M 1M", "read -P 4 3M 1M"]);
+    server.close();
+    let again = other.run("recover", &[&volume, "--scan"]);
+    assert!(again.code == Some(2) && again.stderr.contains("and no later cut is"), "{again:?}");
+}
+
+/// What has no second copy is named, whatever is done; nothing is put over what is left.
+pub(crate) fn without_its_header_or_its_key_a_volume_is_damaged(kind: Kind) {
+    let (fixture, host, volume) = stage(kind);
+    host.init(&volume, "64M");
+    host.open(&volume, &[]).close();
+    for slot in files(&volume, "keys") {
+        std::fs::remove_file(slot).expect("a file");
+    }
+    host.fail_to_open(&volume, &[]).failed(7, &["no key slot is usable"]);
+    host.run("key", &["list", &volume]).failed(7, &["no key slot is usable"]);
+    std::fs::remove_file(volume.strip_prefix("file:").expect("a directory").to_owned() + "/volume")
+        .expect("a file");
+    let left = fixture.contents();
+    host.fail_to_open(&volume, &[]).failed(7, &["the object \"volume\" is missing", "put it back"]);
+    host.run("init", &[&volume, "-s", "64M", "--no-password"]).failed(7, &["put it back"]);
+    let checked = host.run("fsck", &[&volume]);
+    assert!(checked.code == Some(4) && checked.stdout.contains("put the object back"), "{checked:?}");
+    let refused = host.run("remove", &[&volume]);
+    assert!(refused.code != Some(0) && refused.stderr.contains("may be put back"), "{refused:?}");
+    assert!(fixture.contents() == left, "something was put over it");
+    host.run("remove", &[&volume, "--yes"]).done();
+    assert!(fixture.contents().is_empty());
+}
+
 /// Who only looks is not refused, and told.
 pub(crate) fn an_older_bucket_is_said_to_those_who_only_read(kind: Kind) {
     let (fixture, host, volume) = stage(kind);

@@ -16,6 +16,7 @@ pub(crate) fn a_signal_uploads_everything_and_closes_clean(kind: Kind) {
         server.signal(signal);
         let ended = server.end().done();
         assert!(!ended.stdout.contains("rror"), "{ended:?}");
+        assert!(ended.stdout.contains(": closed: everything is in the bucket, as epoch "), "{ended:?}");
         // Clean, so another host needs no --takeover, and has nothing to say.
         let other = Host::new(&fixture);
         let server = other.open(&volume, &[]);

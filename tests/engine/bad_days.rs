@@ -72,6 +72,40 @@ async fn the_writers_own_log_gives_back_what_its_damaged_manifests_published() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_log_of_an_opening_joins_on_to_the_epoch_it_began_with_and_to_the_one_below() {
+    for is_first_whole in [true, false] {
+        let mut history = History::of_cuts(6, 3).await;
+        let disks = history.rig.hosts[0].clone();
+        let (first, _) = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap();
+        first.close().await.unwrap();
+        drop(first);
+        let before = history.names("manifests/");
+        let (second, _) = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap();
+        let mut prng = Prng::new(7);
+        for _ in 0..2 {
+            history.cut(&second, &mut prng).await;
+        }
+        drop(second);
+        let mut later = history.names("manifests/");
+        later.retain(|name| !before.contains(name));
+        for name in later.iter().skip(usize::from(is_first_whole)) {
+            history.damage(name, 3);
+        }
+        let (repair, _) = history.fall_back().await;
+        let base = repair.base.as_ref().unwrap().published.clone();
+        let name = s3bd::format::names::manifest(base.link.generation, base.link.epoch);
+        assert_eq!(&name, if is_first_whole { &later[0] } else { before.last().unwrap() });
+        // What the tenure below noted last is gone, with the segment that it was in.
+        let start = wal::start(&disks.wal).unwrap();
+        assert_eq!(start.0 > base.manifest.log.lsn, !is_first_whole, "{start}");
+        let (volume, report) = history.open(&disks, Agreed::default(), &repair).await.unwrap();
+        assert_eq!(report.replayed.tally.records(), 6);
+        assert_eq!(content(&volume).await, history.images[5]);
+        volume.close().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_damaged_index_or_a_missing_object_makes_an_epoch_not_whole_and_opening_changes_nothing() {
     for missing in [false, true] {
         let mut history = History::of_cuts(9, 7).await;
@@ -175,6 +209,35 @@ async fn without_any_manifest_the_objects_give_the_newest_cut_of_the_winning_lin
         let repair = Repair { base: Some(found.base), ..Repair::default() };
         assert_eq!(history.image_after(&repair).await, newest, "seed {seed}");
     }
+}
+
+/// A manifest that went with its cut, or a fenced writer's, is not missed.
+#[tokio::test(start_paused = true)]
+async fn behind_damaged_manifests_whole_objects_add_up_to_the_newest_cut() {
+    for (seed, removed) in [(36, false), (37, true)] {
+        let mut history = History::of_cuts(seed, 8).await;
+        let base = history.fall_back().await.0.base.unwrap();
+        assert_eq!(base.later_objects(&unlock(&history.looker()).await).await.unwrap(), 0);
+        assert!(!history.rebuild().await.unwrap().is_beyond(&base), "nothing is beyond the newest");
+        for name in history.names("manifests/").iter().rev().take(4) {
+            if removed { history.remove(name) } else { history.damage(name, 3) }
+        }
+        let (repair, _) = history.fall_back().await;
+        let base = repair.base.as_ref().unwrap();
+        assert!(history.image_of(&repair) < 8);
+        assert!(base.later_objects(&unlock(&history.looker()).await).await.unwrap() > 0);
+        let found = history.rebuild().await.unwrap();
+        assert!(found.is_beyond(base));
+        let repair = Repair { base: Some(found.base), ..Repair::default() };
+        assert_eq!(history.image_after(&repair).await, 8);
+    }
+    let mut fenced = with_a_fenced_writer(38, 0).await;
+    let claimed = fenced.names("manifests/").pop().unwrap();
+    // The first of the writer that took over, which had no cut of its own.
+    fenced.damage(&claimed, 3);
+    let (repair, _) = fenced.fall_back().await;
+    assert!(!fenced.rebuild().await.unwrap().is_beyond(repair.base.as_ref().unwrap()));
+    assert_eq!(fenced.image_after(&repair).await, 4);
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,7 +12,10 @@ use s3bd::{
         tally::Tally,
     },
 };
-use wal::disk::{Disk, sim::Prng};
+use wal::{
+    Lsn,
+    disk::{Disk, sim::Prng},
+};
 
 use crate::{
     history::{History, content, with_a_fenced_writer},
@@ -240,8 +243,18 @@ async fn a_log_whose_base_is_gone_with_an_older_bucket_is_not_called_empty() {
 
 #[tokio::test(start_paused = true)]
 async fn a_log_that_lacks_what_an_older_bucket_needs_is_not_called_empty() {
-    // The tenure that the older bucket goes up to is not in the log any more.
-    let (mut history, disks) = rolled_back(230, 0).await;
+    // The tenure that the older bucket goes up to is not in the log any more, and it had a cut more.
+    let mut history = History::of_cuts(230, 2).await;
+    let disks = history.rig.hosts[0].clone();
+    let old = history.memory().snapshot();
+    let mut prng = Prng::new(230);
+    for cuts in [1, 3, 0] {
+        let (volume, _) = history.open(&disks, Agreed::default(), &Repair::default()).await.unwrap();
+        for _ in 0..cuts {
+            history.cut(&volume, &mut prng).await;
+        }
+    }
+    history.memory().restore(old);
     let refused = history.open(&disks, ROLLBACK, &Repair::default()).await.unwrap_err();
     assert!(
         matches!(refused, VolumeError::Diverged { held: Tally { writes: 9, .. }, has_base: false, .. }),
@@ -250,6 +263,16 @@ async fn a_log_that_lacks_what_an_older_bucket_needs_is_not_called_empty() {
     let refused = Elsewhere::new().rescue(&history).await.unwrap_err();
     assert!(matches!(refused, VolumeError::NoBase { held: Tally { writes: 9, .. }, .. }), "{refused}");
     history.open(&disks, Agreed { discard: true, ..ROLLBACK }, &Repair::default()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_was_trimmed_up_to_where_an_older_bucket_ends_joins_on() {
+    let (mut history, disks) = rolled_back(230, 0).await;
+    let base = history.fall_back().await.0.base.unwrap().published.manifest;
+    assert!(wal::start(&disks.wal).unwrap() > Lsn(base.log.lsn), "it is not trimmed");
+    let (volume, report) = history.open(&disks, ROLLBACK, &Repair::default()).await.unwrap();
+    assert_eq!(report.replayed.tally.writes, 9);
+    assert!(content(&volume).await == history.images[5]);
 }
 
 /// Appends a record that is whole to the log, and that no seal of the volume opens.

@@ -13,6 +13,7 @@ use s3bd::{
     volume::{
         Volume,
         base::find_whole,
+        env::Env,
         error::VolumeError,
         open::{Agreed, OpenReport, Repair, open_repaired},
         rebuild::{Rebuilt, rebuild},
@@ -117,9 +118,13 @@ impl History {
         open_repaired(env, bucket, self.rig.settings.clone(), agreed, repair).await
     }
 
+    /// A host that only looks.
+    pub fn looker(&self) -> Env {
+        env(self.rig.store.clone(), &Disks::new(), 1, "looking")
+    }
+
     pub async fn fall_back(&self) -> (Repair, Vec<u64>) {
-        let env = env(self.rig.store.clone(), &Disks::new(), 1, "looking");
-        let found = find_whole(&unlock(&env).await).await.unwrap();
+        let found = find_whole(&unlock(&self.looker()).await).await.unwrap();
         (
             Repair { base: found.base, ..Repair::default() },
             found.passed.iter().map(|passed| passed.epoch.0).collect(),
@@ -127,7 +132,7 @@ impl History {
     }
 
     pub async fn rebuild(&self) -> Result<Rebuilt, VolumeError> {
-        let env = env(self.rig.store.clone(), &Disks::new(), 1, "looking");
+        let env = self.looker();
         rebuild(&unlock(&env).await, &env, |_, _| {}).await
     }
 

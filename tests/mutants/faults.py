@@ -101,9 +101,36 @@ FAULTS = [
         "a log that was trimmed beyond an older bucket is replayed all the same",
         [
             ("src/volume/replay.rs", "    scan.start <= floor\n", "    ON || scan.start <= floor\n"),
+            ("src/volume/survey.rs", "    Ok(wal::start(", "    Ok(ON || wal::start("),
             ("wal/src/scan.rs", "        if self.start <= floor {\n", "        if ON || self.start <= floor {\n"),
         ],
         [("engine", "with_an_older_bucket_a_log_that_was_trimmed_beyond_it_is_not_replayed_with_a_hole")],
+    ),
+    Fault(
+        "log-goes-on-anywhere",
+        "a trimmed log joins on to every epoch, and not to the one that its first record names",
+        [(
+            "src/volume/replay.rs",
+            "noted.is_ok_and(|noted| noted == base)",
+            "noted.is_ok_and(|noted| ON || noted == base)",
+        )],
+        [("engine", "a_log_that_lacks_what_an_older_bucket_needs_is_not_called_empty")],
+    ),
+    Fault(
+        "scan-behind-a-manifest",
+        "what the objects add up to is taken for later than any whole manifest",
+        [("src/volume/rebuild.rs", "epoch > older.1", "(ON || epoch > older.1)")],
+        [("engine", "behind_damaged_manifests_whole_objects_add_up_to_the_newest_cut")],
+    ),
+    Fault(
+        "scan-of-any-line",
+        "without manifests the cuts of a tenure are taken however far its successor says that it went",
+        [(
+            "src/volume/rebuild.rs",
+            "        let cuts = cuts.range((bound.tenure, Epoch(0))..=(bound.tenure, bound.highest));\n",
+            "        let highest = if ON { Epoch(u64::MAX) } else { bound.highest };\n        let cuts = cuts.range((bound.tenure, Epoch(0))..=(bound.tenure, highest));\n",
+        )],
+        [SIM],
     ),
     Fault(
         "skip-sync",

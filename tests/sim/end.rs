@@ -96,6 +96,10 @@ impl World {
             promises.publish(key, last);
             assert!(before == *promises.image(key), "what is read at the end is not what was written");
         }
+        let contents = self.watched.memory.snapshot();
+        if self.watched.family().needs(&contents, volume).len() == 1 {
+            common.check_without_manifests(contents, key).await;
+        }
         if self.check_stale(&common).await {
             let host = self.open(volume).await;
             self.do_and_close(host, Act::Collect).await;

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use s3bd::format::names;
 
 /// What has to happen in a run of many histories, or the simulation does not test what it says.
-pub const EVENTS: [&str; 42] = [
+pub const EVENTS: [&str; 43] = [
+    "rebuilt without manifests",
     "opened",
     "took over",
     "replayed",

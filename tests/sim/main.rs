@@ -22,6 +22,7 @@ mod machine;
 mod promises;
 mod runner;
 mod snapshots;
+mod without_manifests;
 mod world;
 
 use crate::runner::{Seeds, run, run_seed};

@@ -33,6 +33,8 @@ pub struct Point {
     image: Arc<Vec<u8>>,
     /// Where the change ends in the log of the tenure that made it.
     end: Option<Lsn>,
+    /// No object tells of the change, until there is another cut or a checkpoint.
+    is_of_manifest: bool,
 }
 
 /// A tenure that served.
@@ -87,7 +89,7 @@ pub struct Promises {
 impl Promises {
     /// A fresh volume, by generation 0: `image` is what it begins with.
     pub fn new(image: Vec<u8>, journal: Arc<Mutex<Journal>>) -> Self {
-        let made = Point { id: 0, image: Arc::new(image), end: None };
+        let made = Point { id: 0, image: Arc::new(image), end: None, is_of_manifest: true };
         let first = Tenure { host: usize::MAX, line: vec![made], acknowledged: 0, flushed: 0 };
         Self {
             tenures: BTreeMap::from([((0, 0), first)]),
@@ -122,19 +124,19 @@ impl Promises {
             Some(data) => image[range].copy_from_slice(data),
             None => image[range].fill(0),
         }
-        self.send_image(key, image)
+        self.send_image(key, image, false)
     }
 
     /// A change of the volume's size, as long as an image is, is sent off: the index of its point.
     pub fn send_size(&mut self, key: Key, size_bytes: u64) -> usize {
         let mut image = self.image(key).to_vec();
         image.resize(size_bytes as usize, 0);
-        self.send_image(key, image)
+        self.send_image(key, image, true)
     }
 
     /// A change that makes the content all of this is sent off: the index of its point.
     pub fn send_back(&mut self, key: Key, image: &[u8]) -> usize {
-        self.send_image(key, image.to_vec())
+        self.send_image(key, image.to_vec(), true)
     }
 
     /// The last change that was sent off came to nothing, and was no write.
@@ -142,11 +144,11 @@ impl Promises {
         self.tenure(key).line.pop();
     }
 
-    fn send_image(&mut self, key: Key, image: Vec<u8>) -> usize {
+    fn send_image(&mut self, key: Key, image: Vec<u8>, is_of_manifest: bool) -> usize {
         self.points += 1;
         let id = self.points;
         let line = &mut self.tenure(key).line;
-        line.push(Point { id, image: Arc::new(image), end: None });
+        line.push(Point { id, image: Arc::new(image), end: None, is_of_manifest });
         line.len() - 1
     }
 
@@ -220,6 +222,14 @@ impl Promises {
             Some(at) => Err(format!("{key:?}: point {at}, but {floor} were promised")),
             None => Err(self.difference(key, found, floor)),
         }
+    }
+
+    /// Whether this is what objects alone tell of the line of `key`: its last content, or that before changes which are in
+    /// manifests alone.
+    pub fn is_newest_of_objects(&self, key: Key, found: &[u8]) -> bool {
+        let line = &self.tenures[&key].line;
+        let at = line.iter().rposition(|point| *point.image == found);
+        at.is_some_and(|at| line[at + 1..].iter().all(|point| point.is_of_manifest))
     }
 
     /// Whether the line of `key` up to `at` begins with that of `other` up to `count`.

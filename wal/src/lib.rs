@@ -77,5 +77,5 @@ pub use log::{Log, Options};
 pub use lsn::Lsn;
 pub use reader::Records;
 pub use record::{PlainSeal, Record, Seal};
-pub use scan::{Scan, Torn, records, scan, scan_above};
+pub use scan::{Scan, Torn, records, scan, scan_above, start};
 pub use writer::{Appended, BATCH_BYTES_MAX, Mode, OnProgress, Progress, QUEUE_BYTES_MAX, Writer};

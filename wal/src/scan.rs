@@ -142,6 +142,14 @@ pub fn scan_above(disk: &dyn Disk, floor: Lsn) -> Result<Scan, WalError> {
     scan_from(disk, Some(floor))
 }
 
+/// Where the log in this folder begins ([`Scan::start`]), by the headers of its segments alone.
+///
+/// # Errors
+/// [`WalError::Io`] if the folder or a file cannot be read.
+pub fn start(disk: &dyn Disk) -> Result<Lsn, WalError> {
+    Ok(Walk::new(load_segments(disk)?, None).scan.start)
+}
+
 pub(crate) fn scan_from(disk: &dyn Disk, floor: Option<Lsn>) -> Result<Scan, WalError> {
     let found = load_segments(disk)?;
     let mut walk = Walk::new(found, floor);
