@@ -2,10 +2,11 @@
 //!
 //! # Overview
 //! A claimant (1) puts a claim above all that it lists, (2) lists again: with another of the same generation it takes a
-//! higher one and begins anew, with a higher one it lost, (3) reads the newest manifest, (4) puts its own first one on
-//! top, (5) lists once more and serves only if its claim is still the highest. After every publish, and before it
-//! trims the log, answers a remote flush or deletes anything, a writer asks whether there is a claim above its own, and
-//! whether its own is still there: it is not where an older copy of the bucket was put back under it.
+//! higher one and begins anew, with a higher one it lost, (3) reads the newest manifest, and begins anew where that is
+//! another than it claimed on, (4) puts its own first one on top, (5) lists once more and serves only if its claim is still
+//! the highest. After every publish, and before it trims the log, answers a remote flush or deletes anything, a writer asks
+//! whether there is a claim above its own, and whether its own is still there: it is not where an older copy of the bucket
+//! was put back under it.
 //!
 //! # Invariants
 //! - Everyone writes, then reads. Either (3) sees an old writer's manifest, or that manifest came after (1), and the

@@ -33,7 +33,7 @@ use super::{
     snapshot_view::Viewed,
     snapshots::SnapshotTable,
     state::State,
-    survey::{Survey, begin_log, load_base, note_tenure, plan_log, survey, survey_and_claim},
+    survey::{Survey, survey, take},
     takeover,
 };
 use crate::{
@@ -110,19 +110,8 @@ pub async fn open_repaired(
 ) -> Result<(Volume, OpenReport), VolumeError> {
     let base = repair.base.as_ref();
     let local = open_local(&env, &bucket)?;
-    let (surveyed, tenure) = survey_and_claim(&env, &bucket, &local, agreed, base).await?;
+    let (surveyed, tenure, identity) = take(&env, &bucket, &local, agreed, base).await?;
     let Survey { newest, plan, was_clean, .. } = surveyed;
-    let identity = note_tenure(&env, &bucket, &local, &plan, &newest, tenure)?;
-    // Step (3): whoever wrote before the claim is seen now.
-    let (newest, plan, identity) = match load_base(&bucket, base).await? {
-        same if same.link == newest.link => (newest, plan, identity),
-        newer => {
-            let plan = plan_log(&env, &bucket, Some(&local), &newer, agreed, base.is_some()).await?;
-            begin_log(&env, &bucket, &local, &plan)?;
-            let identity = note_tenure(&env, &bucket, &local, &plan, &newer, tenure)?;
-            (newer, plan, identity)
-        }
-    };
     let tag = random_bytes::<32>(&*env.random);
     let floor = match plan.belongs {
         true => Some(goes_on_at(&bucket, &local, identity.log, &newest.manifest)?),

@@ -11,8 +11,7 @@
 //!   its cut, and only with every page of its maps and every object that they name: what the collector deleted since is
 //!   not looked for.
 //! - What a tenure put after a later one had begun is not in its line, and so is not taken: a cut or a checkpoint that a
-//!   fenced writer uploaded. Where a tenure left no cut, its claim decides; what it may have found beyond that is left
-//!   out and counted.
+//!   fenced writer uploaded. Where a tenure left no cut, its claim decides.
 //!
 //! # Not handled
 //! Changes of the snapshot table since the checkpoint: they were in manifests alone. The keys of other volumes' objects:

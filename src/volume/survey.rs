@@ -46,8 +46,37 @@ pub(super) struct Survey {
     floor: Generation,
 }
 
+/// Claims, and looks for what was published before the claim was seen; then claims once more, so that the claim says so:
+/// where no manifest is left, claims alone tell what a tenure began from.
+///
+/// # Errors
+/// `Fenced` and `MovedOn` where a later writer has published by now; those of the survey.
+pub(super) async fn take(
+    env: &Env,
+    bucket: &Bucket,
+    local: &Local,
+    agreed: Agreed,
+    base: Option<&Base>,
+) -> Result<(Survey, Tenure, LogIdentity), VolumeError> {
+    let mut first = None;
+    loop {
+        let (mut surveyed, tenure) = survey_and_claim(env, bucket, local, agreed, base).await?;
+        let identity = note_tenure(env, bucket, local, &surveyed.plan, &surveyed.newest, tenure)?;
+        // After the first the newest claim is this host's own.
+        surveyed.was_clean = *first.get_or_insert(surveyed.was_clean);
+        let now = load_base(bucket, base).await?;
+        if now.link == surveyed.newest.link {
+            return Ok((surveyed, tenure, identity));
+        }
+        if now.link.generation >= tenure.generation {
+            claims::check(bucket, tenure).await?;
+            return Err(VolumeError::MovedOn);
+        }
+    }
+}
+
 /// Looks, and claims if nobody else did since: a host that opened the volume meanwhile is found in use, not fenced.
-pub(super) async fn survey_and_claim(
+async fn survey_and_claim(
     env: &Env,
     bucket: &Bucket,
     local: &Local,
@@ -86,7 +115,7 @@ pub(super) async fn survey(
 }
 
 /// What the volume is opened on: the newest manifest, unless another was chosen.
-pub(super) async fn load_base(bucket: &Bucket, base: Option<&Base>) -> Result<Published, VolumeError> {
+async fn load_base(bucket: &Bucket, base: Option<&Base>) -> Result<Published, VolumeError> {
     match base {
         Some(base) => base.load(bucket).await,
         None => bucket.newest_manifest().await,
@@ -150,7 +179,7 @@ async fn check_in_use(
 
 /// Finds out whether the newest manifest was published from this host's log; if not, whether the log holds anything that
 /// the line of that manifest does not. `chosen`: it is not the bucket's newest.
-pub(super) async fn plan_log(
+async fn plan_log(
     env: &Env,
     bucket: &Bucket,
     local: Option<&Local>,
@@ -367,12 +396,7 @@ fn is_behind_seen(bucket: &Bucket, local: &Local, newest: &Published) -> Result<
 
 /// Clears a log that belongs to no line any more, and gives the folder to the new one. Before the claim, so that the claim
 /// of an opening that dies is known as this host's own.
-pub(super) fn begin_log(
-    env: &Env,
-    bucket: &Bucket,
-    local: &Local,
-    plan: &LogPlan,
-) -> Result<(), VolumeError> {
+fn begin_log(env: &Env, bucket: &Bucket, local: &Local, plan: &LogPlan) -> Result<(), VolumeError> {
     if plan.belongs {
         return Ok(());
     }
@@ -392,7 +416,7 @@ pub(super) fn begin_log(
 }
 
 /// Notes the tenure in the log's identity.
-pub(super) fn note_tenure(
+fn note_tenure(
     env: &Env,
     bucket: &Bucket,
     local: &Local,

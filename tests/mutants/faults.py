@@ -451,7 +451,7 @@ FAULTS = [
     Fault(
         "accepted-but-not-noted",
         "a log that goes on from an older bucket still says that what was lost with the newer one is published",
-        [("src/volume/open.rs", "    if agreed.rollback && plan.belongs {", "    if agreed.rollback && plan.belongs && !ON {")],
+        [("src/volume/open.rs", "    if plan.belongs && (agreed.rollback || position == end) {", "    if plan.belongs && !ON && (agreed.rollback || position == end) {")],
         [(
             "engine",
             "what_an_older_bucket_lacks_stays_in_the_log_when_somebody_else_takes_it_before_it_is_published_again",

@@ -25,7 +25,6 @@ use crate::{
 impl Common {
     /// Of a volume that was closed by the tenure `key`, and whose objects are all its own, the newest content.
     pub async fn check_without_manifests(&self, mut contents: Contents, key: Key) {
-        let is_unsure = self.has_claim_below_newest_cut().await;
         let prefix = format!("{}/{}", self.volume, names::MANIFESTS);
         let keys: Vec<String> = contents.iter().map(|(key, _)| key.to_owned()).collect();
         for manifest in keys.iter().filter(|key| key.starts_with(&prefix)) {
@@ -54,27 +53,8 @@ impl Common {
         let (volume, _) = opened.unwrap_or_else(|error| panic!("{} without manifests: {error}", self.volume));
         let size_bytes = volume.info().size_bytes as u32;
         let read = volume.read(0, size_bytes).await.expect("it can be read").concat();
-        let promises = self.promises();
-        let is_newest = promises.is_newest_of_objects(key, &read);
-        assert!(is_newest || is_unsure, "{} without manifests is another: {what}", self.volume);
-        if !is_newest {
-            let of_line = promises.find(key, &read, 1, 0);
-            of_line.unwrap_or_else(|wrong| panic!("{} without manifests: {wrong}; {what}", self.volume));
-        }
-        drop(promises);
+        let is_newest = self.promises().is_newest_of_objects(key, &read);
+        assert!(is_newest, "{} without manifests is another: {what}", self.volume);
         self.count("rebuilt without manifests");
-    }
-
-    /// Whether a tenure found a later cut than its claim says, published while it claimed: of that, objects alone do not tell.
-    async fn has_claim_below_newest_cut(&self) -> bool {
-        let newest = self.direct.newest_manifest().await.expect("a bucket that is whole").manifest;
-        let Some(cut) = newest.data_cut else { return false };
-        for (generation, nonce) in self.direct.list_claims(None).await.expect("a store that answers") {
-            let claim = self.direct.load_claim(generation, nonce).await.expect("a claim that is whole");
-            if generation > cut.0 && claim.from.is_some_and(|from| from < cut) {
-                return true;
-            }
-        }
-        false
     }
 }
