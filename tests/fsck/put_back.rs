@@ -102,7 +102,7 @@ async fn what_cannot_be_proven_whole_is_not_put_and_its_snapshots_are_named() {
         assert!(plan.steps.is_empty(), "{damage:?}: {plan:#?}");
         assert!(store.snapshot() == before, "{damage:?}: it was written to");
         let report = check_at(Arc::new(store.clone()), Level::Default).await;
-        let found: BTreeSet<_> = faults(&report).into_iter().map(|finding| kind(finding)).collect();
+        let found: BTreeSet<_> = faults(&report).into_iter().map(kind).collect();
         let ends = damage.contains(&mirror);
         assert_eq!(found.contains("snapshot_hit"), ends, "{damage:?}: {report:#?}");
         if ends {
