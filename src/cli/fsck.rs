@@ -17,9 +17,9 @@ use super::{
     tell,
 };
 use crate::{
-    fsck::{Finding, Level, Options, Progress, Remedy, Report, Sample, Severity, Stage, check_store},
+    fsck::{Finding, Level, Options, Progress, Remedy, Report, Sample, Severity, Stage, check_store, seen},
     seal::slot::Secret,
-    volume::{bucket::Bucket, env::Env, error::VolumeError},
+    volume::{bucket::Bucket, env::Env, error::VolumeError, tally::count},
 };
 
 /// Errors were corrected (fsck(8)); with [`ERRORS_LEFT`], some were.
@@ -133,6 +133,7 @@ impl Fsck {
     async fn check(&self) -> anyhow::Result<Checked> {
         let name = self.target.name();
         let env = self.target.outside().await?.env;
+        let mut behind = None;
         let secret = match Bucket::header(&*env.store).await {
             Ok((header, _)) => {
                 let secret = self.secret.obtain(&name, header.protection).await?;
@@ -140,7 +141,7 @@ impl Fsck {
                 if env.local.exists(header.volume)?
                     && let Ok(bucket) = Bucket::unlock(Arc::clone(&env.store), &secret).await
                 {
-                    self.target.warn_of_older(&env, &bucket).await;
+                    behind = self.compare_with_seen(&env, &bucket).await;
                 }
                 secret
             }
@@ -159,7 +160,24 @@ impl Fsck {
         let bar = Bar::new();
         let report = check_store(Arc::clone(&env.store), &secret, &options, &bar).await;
         bar.clear();
-        Ok(Checked { env, secret, options, report: report.context(name)? })
+        let mut report = report.context(name)?;
+        behind.into_iter().for_each(|finding| report.add(finding));
+        Ok(Checked { env, secret, options, report })
+    }
+
+    async fn compare_with_seen(&self, env: &Env, bucket: &Bucket) -> Option<Finding> {
+        match seen::compare(env, bucket).await {
+            Ok(behind) => behind,
+            Err(error @ VolumeError::SeenDamaged { .. }) => {
+                tell(format_args!("{}: warning: {error}", self.target.name()));
+                None
+            }
+            // Whatever else is wrong, the check finds.
+            Err(error) => {
+                tracing::debug!(%error, "not compared with what this host has seen");
+                None
+            }
+        }
     }
 
     fn say(&self, report: &Report) {
@@ -170,8 +188,10 @@ impl Fsck {
         let omitted = report.omitted;
         if omitted.errors + omitted.warnings + omitted.notes > 0 {
             say(format_args!(
-                "{name}: and {} more errors, {} warnings, {} notes",
-                omitted.errors, omitted.warnings, omitted.notes
+                "{name}: and {}, {}, {} more",
+                count(omitted.errors, "error"),
+                count(omitted.warnings, "warning"),
+                count(omitted.notes, "note")
             ));
         }
         say(format_args!("{name}: {}", summary(report)));
@@ -181,9 +201,8 @@ impl Fsck {
             remedies.remove(&Remedy::Recover);
         }
         for remedy in remedies.into_iter().filter(|remedy| *remedy > Remedy::Nothing) {
-            let count = report.findings.iter().filter(|finding| finding.remedy() == remedy).count();
-            let findings = if count == 1 { "finding" } else { "findings" };
-            say(format_args!("{name}: {count} {findings}: {remedy}"));
+            let findings = report.findings.iter().filter(|finding| finding.remedy() == remedy).count();
+            say(format_args!("{name}: {}: {remedy}", count(findings as u64, "finding")));
         }
     }
 }
@@ -202,21 +221,18 @@ fn summary(report: &Report) -> String {
         _ => String::new(),
     };
     text += &format!(
-        "{} manifests, {} pages, {} objects ({})",
-        counts.manifests,
-        counts.pages,
-        counts.objects,
+        "{}, {}, {} ({})",
+        count(counts.manifests, "manifest"),
+        count(counts.pages, "page"),
+        count(counts.objects, "object"),
         show_size(counts.object_bytes)
     );
     if counts.frames > 0 {
-        text += &format!(", {} frames read ({})", counts.frames, show_size(counts.frame_bytes));
+        text += &format!(", {} read ({})", count(counts.frames, "frame"), show_size(counts.frame_bytes));
     }
     if counts.strays > 0 {
-        text += &format!(
-            "; {} objects ({}) that nothing refers to",
-            counts.strays,
-            show_size(counts.stray_bytes)
-        );
+        text +=
+            &format!("; {} ({}) in no list", count(counts.strays, "object"), show_size(counts.stray_bytes));
     }
     text + match (report.is_sound(), counts.frames) {
         (true, 0) if counts.objects > 0 => ": clean; the data itself was not read (--read-data does)",

@@ -19,6 +19,7 @@ use crate::{
         open::{Agreed, Repair, inspect},
         settings::Settings,
         status::Waiting,
+        tally::count,
     },
 };
 
@@ -89,10 +90,11 @@ fn show(name: &str, plan: &Plan) {
     }
     let (anew, lost) = plan.blocks();
     say(format_args!(
-        "{name}: the repair: {} steps; {anew} blocks written anew, {lost} blocks marked as unreadable, {} findings \
-         left as they are",
-        plan.steps.len(),
-        plan.left.len()
+        "{name}: the repair: {}; {} written anew, {} marked as unreadable, {} left unmended",
+        count(plan.steps.len() as u64, "step"),
+        count(anew, "block"),
+        count(lost, "block"),
+        count(plan.left.len() as u64, "finding")
     ));
 }
 
@@ -126,16 +128,17 @@ async fn carry_out(env: Env, bucket: Bucket, name: &str, plan: &Plan) -> anyhow:
     let unmoved = volume.core().moving().len();
     if unmoved > 0 {
         applied.moved_pages -= unmoved as u64;
-        applied.failed.push(format!("{unmoved} pages could not be written anew"));
+        applied.failed.push(format!("not written anew: {}", count(unmoved as u64, "page")));
     }
     for failed in &applied.failed {
         tell(format_args!("{name}: not mended: {failed}"));
     }
     tracing::info!(
-        "{name}: {} written anew, {} marked as unreadable, {} pages written anew",
+        "{name}: {} written anew, {} marked as unreadable, {} written anew, {} put back",
         show_size(applied.rewritten_bytes),
         show_size(applied.lost_bytes),
-        applied.moved_pages
+        count(applied.moved_pages, "page"),
+        count(applied.objects_put_back, "object")
     );
     Ok(applied)
 }

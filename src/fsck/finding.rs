@@ -73,6 +73,8 @@ pub enum Finding {
     ClaimDamaged {
         /// Its name.
         name: String,
+        /// There is a later one, and no manifest of its tenure or an earlier one is kept: nothing needs it any more.
+        over: bool,
         /// Why.
         #[serde(serialize_with = "as_text")]
         error: OpenError,
@@ -81,6 +83,8 @@ pub enum Finding {
     ClaimMissing {
         /// Which.
         generation: Generation,
+        /// There is a later one, and no manifest of its tenure or an earlier one is kept: nothing needs it any more.
+        over: bool,
     },
     /// The last tenure is not closed.
     InUse {
@@ -93,6 +97,17 @@ pub enum Finding {
     },
     /// There are no manifests, or none is whole.
     NoManifest,
+    /// The newest manifest does not go on from one that this host has seen.
+    BehindSeen {
+        /// Its epoch.
+        found: Epoch,
+        /// Its generation.
+        found_generation: Generation,
+        /// The newest epoch that this host has seen.
+        seen: Epoch,
+        /// Its generation.
+        seen_generation: Generation,
+    },
     /// A manifest does not open or is not what its name says.
     ManifestDamaged {
         /// Its name.
@@ -209,11 +224,13 @@ pub enum Finding {
         found: u64,
         /// Its length when it was written, bytes.
         expected: u64,
+        /// What stands under its name instead, in words; none where its own header does, so that it was cut or grew.
+        instead: Option<String>,
         /// Whether the newest manifest lists it, so that no open can do without it.
         listed: bool,
-        /// Pages of the maps beyond its end.
+        /// Pages of the maps beyond its end, or, where something else stands there, in all of it.
         pages: u64,
-        /// Blocks whose content lies beyond its end, or below those pages.
+        /// Blocks whose content lies there, or below those pages.
         blocks: Blocks,
     },
     /// An object that no epoch needs any more has an entry in the object table, and is missing or of another length.
@@ -366,6 +383,8 @@ impl Finding {
     pub fn severity(&self) -> Severity {
         match self {
             Self::InUse { .. }
+            | Self::ClaimDamaged { over: true, .. }
+            | Self::ClaimMissing { over: true, .. }
             | Self::ManifestAside { .. }
             | Self::ManifestPassed { .. }
             | Self::DeadObject { found: None, .. }
@@ -388,6 +407,7 @@ impl Finding {
             | Self::ClaimDamaged { .. }
             | Self::ClaimMissing { .. }
             | Self::NoManifest
+            | Self::BehindSeen { .. }
             | Self::ManifestDamaged { .. }
             | Self::ManifestMissing { .. }
             | Self::ManifestReplaced { .. }

@@ -31,6 +31,8 @@ impl Check<'_> {
     ) -> Result<(), VolumeError> {
         let frames = self.report.findings.iter().filter_map(|finding| match finding {
             Finding::Frame { at, .. } => names::parse_object(&at.object),
+            // With the other one whole, both are put back.
+            Finding::ObjectIndex { name, mirrored: false, .. } => names::parse_object(name),
             _ => None,
         });
         let mut damaged = self.lost.damaged(self.bucket().header.volume);

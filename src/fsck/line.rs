@@ -63,6 +63,12 @@ impl Head {
         let roots = kept.filter_map(|(_, knot)| Some(knot.as_ref().ok()?.roots)).min();
         roots.unwrap_or(self.manifest.roots.epoch)
     }
+
+    /// The tenure of the oldest manifest that is kept: nothing goes back to an earlier one.
+    fn oldest_generation(&self) -> Generation {
+        let kept = self.knots.keys().filter(|name| name.1 >= self.manifest.oldest_kept);
+        kept.map(|name| name.0).min().unwrap_or(self.manifest.generation)
+    }
 }
 
 impl Check<'_> {
@@ -210,18 +216,21 @@ impl Check<'_> {
                 if is_itself { Ok(claim) } else { Err(malformed("claim", "its own name")) }
             });
             let loaded = loaded.await?;
-            Ok::<_, VolumeError>((name, loaded))
+            Ok::<_, VolumeError>((name, *generation, loaded))
         });
+        // Tenures that neither a manifest that is kept nor a writer of theirs can do anything with any more.
+        let (oldest, newest) = (head.oldest_generation(), listed.last().map(|claim| claim.0));
+        let is_over = |generation| generation < oldest && Some(generation) < newest;
         let mut loads = futures::stream::iter(loads).buffered(self.loads_max()).boxed();
-        while let Some((name, loaded)) = loads.try_next().await? {
+        while let Some((name, generation, loaded)) = loads.try_next().await? {
             self.progress.advance(1);
             self.report.counts.claims += 1;
             if let Some(Err(error)) = loaded {
-                self.add(Finding::ClaimDamaged { name, error });
+                self.add(Finding::ClaimDamaged { name, over: is_over(generation), error });
             }
         }
         for generation in missing_claims(&listed, line) {
-            self.add(Finding::ClaimMissing { generation });
+            self.add(Finding::ClaimMissing { generation, over: is_over(generation) });
         }
         self.check_in_use(&head.manifest, &listed).await
     }

@@ -60,8 +60,8 @@ impl Check<'_> {
                     self.lost.object(owner, name, None, listed.bytes, true);
                     None
                 }
-                Found::Length(found) => {
-                    self.lost.object(owner, name, Some(found), listed.bytes, true);
+                Found::Length(remnant) => {
+                    self.lost.object(owner, name, Some(remnant), listed.bytes, true);
                     None
                 }
                 Found::Here(index, findings) => {

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Blocks, Finding, finding::object_name};
+use super::{Blocks, Finding, finding::object_name, object::Remnant};
 use crate::{
     format::{
         ids::{FrameRef, Generation, Sequence, VolumeId},
@@ -18,8 +18,8 @@ use crate::{
 #[derive(Debug)]
 struct Broken {
     owner: VolumeId,
-    /// Its length now; none where it is missing.
-    found: Option<u64>,
+    /// What stands there now; none where it is missing.
+    found: Option<Remnant>,
     expected: u64,
     listed: bool,
     pages: u64,
@@ -38,12 +38,12 @@ pub(super) struct Lost {
 }
 
 impl Lost {
-    /// An object of `expected` bytes is not there, or has `found` bytes.
+    /// An object of `expected` bytes is not there, or `found` is.
     pub(super) fn object(
         &mut self,
         owner: VolumeId,
         name: (Generation, Sequence),
-        found: Option<u64>,
+        found: Option<Remnant>,
         expected: u64,
         listed: bool,
     ) {
@@ -99,7 +99,8 @@ impl Lost {
     fn holder(&mut self, frame: &FrameRef) -> Option<&mut Broken> {
         let broken = self.objects.get_mut(&holder(frame))?;
         let end = frame.offset.saturating_add(frame.stored_bytes.into());
-        broken.found.is_none_or(|found| end > found).then_some(broken)
+        let is_gone = |found: &Remnant| found.instead.is_some() || end > found.bytes;
+        broken.found.as_ref().is_none_or(is_gone).then_some(broken)
     }
 
     /// A finding for each object, and for each page that is not gone with its object.
@@ -109,7 +110,8 @@ impl Lost {
             let last = last_key(at.level, at.first_key);
             let last = if at.map == MapKind::Blocks { last.min(size_blocks.saturating_sub(1)) } else { last };
             let absent = matches!(error, FrameError::Missing | FrameError::Short);
-            match self.holder(&at.frame).filter(|_| absent) {
+            // Of what stands there instead, no frame opens, whatever its length.
+            match self.holder(&at.frame).filter(|broken| absent || broken.found.is_some()) {
                 Some(broken) => {
                     broken.pages += 1;
                     if at.map == MapKind::Blocks && last >= at.first_key {
@@ -133,7 +135,9 @@ impl Lost {
             let Broken { found, expected, listed, pages, blocks, .. } = broken;
             match found {
                 None => Finding::ObjectMissing { name, listed, pages, blocks },
-                Some(found) => Finding::ObjectLength { name, found, expected, listed, pages, blocks },
+                Some(Remnant { bytes: found, instead }) => {
+                    Finding::ObjectLength { name, found, expected, instead, listed, pages, blocks }
+                }
             }
         }));
         if !self.marked.is_empty() {

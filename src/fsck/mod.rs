@@ -31,6 +31,7 @@ pub mod progress;
 pub mod remedy;
 pub mod repair;
 pub mod report;
+pub mod seen;
 
 mod collected;
 mod data;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Finding, detail::IndexProblem, finding::object_name};
 use crate::{
     format::{
+        FormatError,
         ids::{Epoch, Generation, ObjectRef, Sequence, VolumeId},
         index::Index,
         manifest::ListedObject,
@@ -29,10 +30,19 @@ const TAIL_BYTES: u64 = 64 << 10;
 pub(super) enum Found {
     /// Nothing.
     Missing,
-    /// An object of another length.
-    Length(u64),
+    /// Bytes of another length.
+    Length(Remnant),
     /// An object of the right length: its index where that is whole, and what is wrong with it.
     Here(Option<Arc<Index>>, Vec<Finding>),
+}
+
+/// What stands under the name of an object that is not as long as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Remnant {
+    /// Its length.
+    pub(super) bytes: u64,
+    /// What it is, in words; none where its header is the object's own, so that it is what is left of it.
+    pub(super) instead: Option<String>,
 }
 
 /// What is known of an object from elsewhere.
@@ -41,7 +51,7 @@ pub(super) struct Known {
     owner: VolumeId,
     pub(super) generation: Generation,
     pub(super) sequence: Sequence,
-    bytes: u64,
+    pub(super) bytes: u64,
     epoch: Epoch,
     /// Not known of what the newest manifest lists.
     plain_bytes: Option<u64>,
@@ -101,19 +111,18 @@ async fn look_once(bucket: &Bucket, known: &Known, header: bool) -> Result<Found
         return Ok(Found::Missing);
     };
     if tail.object_bytes != known.bytes {
-        return Ok(Found::Length(tail.object_bytes));
+        let bytes = tail.object_bytes;
+        return Ok(match get_header(&*store, &name).await? {
+            None => Found::Missing,
+            Some(Ok(found)) if is_named(&found, known) => Found::Length(Remnant { bytes, instead: None }),
+            Some(found) => Found::Length(Remnant { bytes, instead: Some(in_words(found.ok(), known)) }),
+        });
     }
     let mut findings = Vec::new();
     // Without a list to say it, only the header has the salt that the object's key comes from.
     let mut reference = known.listed.map(|listed| listed.place(known.owner));
     if header || reference.is_none() {
-        let length = HEADER_BYTES as u64;
-        let head = match get(&*store, &name, Range::Part { offset: 0, length }).await {
-            Ok(Some(head)) => object::decode_header(&head.bytes).map_err(Some),
-            Ok(None) => return Ok(Found::Missing),
-            Err(VolumeError::Store(error)) if error.kind == ErrorKind::Short => Err(None),
-            Err(error) => return Err(error),
-        };
+        let Some(head) = get_header(&*store, &name).await? else { return Ok(Found::Missing) };
         match head.and_then(|found| if is_named(&found, known) { Ok(found) } else { Err(None) }) {
             Ok(found) => reference = Some(found),
             Err(error) => findings.push(Finding::ObjectHeader { name: name.clone(), error }),
@@ -141,6 +150,31 @@ async fn get(store: &dyn Store, name: &str, range: Range) -> Result<Option<Got>,
         Ok(got) => Ok(Some(got)),
         Err(error) if error.kind == ErrorKind::NotFound && !error.key.is_empty() => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// The header under a name; `None` where nothing is there. Bytes that are too few for one have no error of their own.
+async fn get_header(
+    store: &dyn Store,
+    name: &str,
+) -> Result<Option<Result<ObjectRef, Option<FormatError>>>, VolumeError> {
+    match get(store, name, Range::Part { offset: 0, length: HEADER_BYTES as u64 }).await {
+        Ok(head) => Ok(head.map(|head| object::decode_header(&head.bytes).map_err(Some))),
+        Err(VolumeError::Store(error)) if error.kind == ErrorKind::Short => Ok(Some(Err(None))),
+        Err(error) => Err(error),
+    }
+}
+
+/// What has this header, and is not the object that is `known`.
+fn in_words(found: Option<ObjectRef>, known: &Known) -> String {
+    let Some(found) = found else { return "something without the header of an object".to_owned() };
+    let name = object_name((found.generation, found.sequence));
+    if found.owner != known.owner {
+        format!("the object {name} of the volume with the id {}", found.owner)
+    } else if (found.generation, found.sequence) != known.name() {
+        format!("the object {name}")
+    } else {
+        "another object of the same name".to_owned()
     }
 }
 

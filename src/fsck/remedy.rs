@@ -15,6 +15,8 @@ pub enum Remedy {
     Nothing,
     /// `fsck --repair` writes it anew from a whole copy, or marks what has none as unreadable.
     Repair,
+    /// `fsck --repair` mends it, and nothing is lost.
+    Mend,
     /// The blocks are to be overwritten.
     Overwrite,
     /// `recover` goes back to the newest manifest that is whole.
@@ -23,6 +25,8 @@ pub enum Remedy {
     Scan,
     /// `recover --fall-back` goes back to the newest epoch of which every page is there.
     FallBack,
+    /// What is missing is put back, or `--accept-rollback` goes on without it.
+    AcceptRollback,
     /// A key slot is to be removed, and its secret added anew.
     Keys,
     /// There is no second copy of it, and no data depends on it.
@@ -41,12 +45,17 @@ impl fmt::Display for Remedy {
                 "s3bd fsck with --repair beside the options of this check mends it from a whole copy, or marks what has none as \
                  unreadable"
             }
+            Self::Mend => "s3bd fsck with --repair beside the options of this check mends it; no data is lost",
             Self::Overwrite => "overwriting the blocks clears it",
             Self::Recover => "s3bd recover goes back to the newest manifest that is whole",
             Self::Scan => "s3bd recover --scan makes the maps anew from the objects, and shows them before it publishes them",
             Self::FallBack => {
                 "s3bd recover --fall-back goes back to the newest epoch whose pages are all whole, and says before what that \
                  loses; where none is, s3bd recover --scan makes the maps anew from the objects"
+            }
+            Self::AcceptRollback => {
+                "put what is missing back from a copy of the bucket, or go on from the older epoch with --accept-rollback (s3bd open \
+                 or s3bd recover): what was published later is lost then, but for what this host's log still holds"
             }
             Self::Keys => "remove the key slot, and add its password or key file anew",
             Self::Accept => "it has no second copy, and no data depends on it",
@@ -59,12 +68,22 @@ impl fmt::Display for Remedy {
     }
 }
 
+impl Remedy {
+    /// Whether `fsck --repair` does something about it.
+    #[must_use]
+    pub fn is_repair(self) -> bool {
+        matches!(self, Self::Repair | Self::Mend)
+    }
+}
+
 impl Finding {
     /// What can be done about it.
     #[must_use]
     pub fn remedy(&self) -> Remedy {
         match self {
             Self::InUse { .. }
+            | Self::ClaimDamaged { over: true, .. }
+            | Self::ClaimMissing { over: true, .. }
             | Self::ManifestAside { .. }
             | Self::ManifestPassed { .. }
             | Self::DeadObject { .. }
@@ -83,15 +102,22 @@ impl Finding {
             | Self::ManifestReplaced { .. }
             | Self::ManifestDescends { .. } => Remedy::Recover,
             Self::NoManifest => Remedy::Scan,
+            Self::BehindSeen { .. } => Remedy::AcceptRollback,
             Self::SnapshotHit { .. } => Remedy::Snapshots,
-            Self::ObjectMissing { pages: 0, blocks, .. } if blocks.is_empty() => Remedy::Snapshots,
-            Self::ObjectMissing { .. }
-            | Self::ObjectLength { .. }
-            | Self::ObjectIndex { .. }
+            Self::ObjectMissing { pages: 0, blocks, .. }
+            | Self::ObjectLength { pages: 0, blocks, instead: Some(_), .. }
+                if blocks.is_empty() =>
+            {
+                Remedy::Snapshots
+            }
+            Self::ObjectIndex { mirrored: true, .. }
             | Self::ObjectMirror { .. }
             | Self::ObjectHeader { .. }
             | Self::PinStale { .. }
-            | Self::UnfinishedLeft
+            | Self::UnfinishedLeft => Remedy::Mend,
+            Self::ObjectMissing { .. }
+            | Self::ObjectLength { .. }
+            | Self::ObjectIndex { .. }
             | Self::Frame { .. }
             | Self::Page { map: MapKind::Blocks | MapKind::Objects, .. } => Remedy::Repair,
             Self::LostBlocks { .. } => Remedy::Overwrite,

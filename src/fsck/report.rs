@@ -71,7 +71,7 @@ pub struct Counts {
 
 impl Report {
     /// Takes a finding.
-    pub(super) fn add(&mut self, finding: Finding) {
+    pub fn add(&mut self, finding: Finding) {
         if self.findings.len() < FINDINGS_MAX {
             self.findings.push(finding);
             return;
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn json_has_severity_text_and_fields() {
         let mut report = Report::default();
-        report.add(Finding::ClaimMissing { generation: Generation(3) });
+        report.add(Finding::ClaimMissing { generation: Generation(3), over: false });
         let json = serde_json::to_value(&report).unwrap();
         let finding = &json["findings"][0];
         assert_eq!(finding["severity"], "error");

@@ -284,7 +284,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Whether the listing has the object of an entry, with its length; finds it if it is needed and not so.
+    /// Whether the object of an entry is to be looked at: the listing has it, and it is needed. Notes one that is missing or
+    /// of another length otherwise.
     async fn is_there(
         &mut self,
         pass: &mut TablePass<'_>,
@@ -304,30 +305,39 @@ impl Check<'_> {
         };
         let needed = is_needed(info, pass.snapshots);
         match found {
-            Some(found) if found == info.bytes => return Ok(needed),
+            Some(_) if needed => return Ok(true),
+            Some(found) if found == info.bytes => {}
             None if !needed && info.died.is_some_and(|died| died <= pass.horizon) => {
                 self.report.counts.collected += 1;
             }
             None if !needed => self.dead_missing.push(name),
             found if !needed => self.add(Finding::DeadObject { name, found }),
-            found => {
-                self.lost.object(self.direct.bucket.header.volume, known.name(), found, info.bytes, false)
-            }
+            _ => self.lost.object(self.direct.bucket.header.volume, known.name(), None, info.bytes, false),
         }
         Ok(false)
     }
 
-    /// Headers and indexes of objects of the table.
+    /// Lengths, headers and indexes of objects of the table.
     async fn look_at(&mut self, known: &[Known]) -> Result<(), VolumeError> {
         let direct = self.direct.clone();
         let bucket = &direct.bucket;
-        let looks = known.iter().map(|known| look(bucket, known, true));
+        let own = bucket.header.volume;
+        let looks = known.iter().map(|known| async move {
+            let found = look(bucket, known, true).await?;
+            Ok::<_, VolumeError>((known, found))
+        });
         let mut looks = futures::stream::iter(looks).buffered(self.loads_max()).boxed();
-        while let Some(found) = looks.try_next().await? {
-            // Anything else: it changed since it was listed, and the next check will say so.
-            if let Found::Here(_, findings) = found {
-                findings.into_iter().for_each(|finding| self.report.add(finding));
-            }
+        while let Some((known, found)) = looks.try_next().await? {
+            let lost = match found {
+                Found::Here(_, findings) => {
+                    findings.into_iter().for_each(|finding| self.report.add(finding));
+                    continue;
+                }
+                Found::Length(remnant) => Some(remnant),
+                // Since it was listed: perhaps it was collected.
+                Found::Missing => None,
+            };
+            self.lost.object(own, known.name(), lost, known.bytes, false);
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use super::{Blocks, Finding, Severity};
 use crate::{
     format::{index::MapKind, names},
-    volume::{format_time, info::Party},
+    volume::{format_time, info::Party, tally::count},
 };
 
 impl fmt::Display for Severity {
@@ -29,7 +29,7 @@ fn hits(listed: bool, pages: u64, blocks: &Blocks) -> String {
         );
     }
     if pages > 0 {
-        text.push(format!("{pages} pages of the maps cannot be read"));
+        text.push(format!("{} of the maps cannot be read", count(pages, "page")));
     }
     if !blocks.is_empty() {
         text.push(format!("{blocks} cannot be read"));
@@ -48,6 +48,11 @@ fn behind(needed: bool) -> &'static str {
         false => "no data of the newest epoch is hit; the line behind it cannot be verified or gone back to",
     }
 }
+
+/// What is wrong with a claim while its tenure is over, and until then.
+const OVER: &str = "nothing needs it any more, since no manifest of its generation or an earlier one is kept";
+const UNTIL_OVER: &str =
+    "it is a note once there is a later generation, and the manifests up to this one have been let go";
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -68,13 +73,20 @@ impl fmt::Display for Finding {
             Self::SlotForeign { name, volume } => {
                 write!(f, "{name}: this key slot is of another volume, {volume}, and opens nothing here")
             }
-            Self::ClaimDamaged { name, error } => {
-                write!(f, "{name}: {error}: no data is hit; who wrote under this generation cannot be told")
+            Self::ClaimDamaged { name, over: true, error } => write!(f, "{name}: {error}: {OVER}"),
+            Self::ClaimDamaged { name, over: false, error } => {
+                write!(
+                    f,
+                    "{name}: {error}: no data is hit; who wrote under this generation cannot be told; {UNTIL_OVER}"
+                )
             }
-            Self::ClaimMissing { generation } => write!(
+            Self::ClaimMissing { generation, over: true } => {
+                write!(f, "claims: the claim of generation {generation} is missing: {OVER}")
+            }
+            Self::ClaimMissing { generation, over: false } => write!(
                 f,
                 "claims: the claim of generation {generation} is missing: no data is hit, but a stalled writer of \
-                 that time would not be kept out"
+                 that time would not be kept out; {UNTIL_OVER}"
             ),
             Self::InUse { generation, holder, since_ms } => {
                 write!(f, "generation {generation} is not closed: ")?;
@@ -89,6 +101,12 @@ impl fmt::Display for Finding {
             Self::NoManifest => {
                 write!(f, "manifests: none is whole: the volume cannot be opened (s3bd recover --scan)")
             }
+            Self::BehindSeen { found, found_generation, seen, seen_generation } => write!(
+                f,
+                "manifests: the newest epoch is {found} of generation {found_generation}, but this host has seen epoch {seen} of \
+                 generation {seen_generation}: the manifests above were removed, or an older copy of the bucket was put back; \
+                 the volume is not opened here as it is, and what was published later cannot be told"
+            ),
             Self::ManifestDamaged { name, newest, needed, error } => {
                 write!(f, "{name}: {error}: ")?;
                 match newest {
@@ -128,8 +146,9 @@ impl fmt::Display for Finding {
             }
             Self::SnapshotHit { snapshot, objects, first } => write!(
                 f,
-                "snapshot {snapshot:?}: {objects} of the damaged or missing objects are kept for it, the first is {first}: what it \
-                 holds in what is gone cannot be read"
+                "snapshot {snapshot:?}: needs {} of what is damaged or missing, first of all {first}: what it \
+                 holds in what is gone cannot be read, and without the index of an object it may not open",
+                count(*objects, "object")
             ),
             Self::PinStale { snapshot, clone, volume } => write!(
                 f,
@@ -155,12 +174,12 @@ impl fmt::Display for Finding {
             Self::ObjectMissing { name, listed, pages, blocks } => {
                 write!(f, "{name}: missing: {}", hits(*listed, *pages, blocks))
             }
-            Self::ObjectLength { name, found, expected, listed, pages, blocks } => {
-                write!(
-                    f,
-                    "{name}: {found} bytes long, {expected} were written: {}",
-                    hits(*listed, *pages, blocks)
-                )
+            Self::ObjectLength { name, found, expected, instead, listed, pages, blocks } => {
+                match instead {
+                    Some(instead) => write!(f, "{name}: {instead} stands there instead, {found} bytes long")?,
+                    None => write!(f, "{name}: {found} bytes long")?,
+                }
+                write!(f, ", {expected} were written: {}", hits(*listed, *pages, blocks))
             }
             Self::DeadObject { name, found: None } => {
                 write!(f, "{name}: missing; nothing needs it any more but manifests older than the newest")
@@ -202,8 +221,9 @@ impl fmt::Display for Finding {
             }
             Self::ObjectUnknown { name, pages, blocks } => write!(
                 f,
-                "{name}: the maps name it ({pages} pages, {blocks}), and the object table does not know it: a \
-                 collection might take it for garbage"
+                "{name}: the maps name it ({}, {blocks}), and the object table does not know it: a \
+                 collection might take it for garbage",
+                count(*pages, "page")
             ),
             Self::LiveBytes { name, excess_bytes } if *excess_bytes < 0 => write!(
                 f,
@@ -244,18 +264,65 @@ impl fmt::Display for Finding {
             }
             Self::Strays { objects, bytes, first, written_ms: (oldest, newest) } => write!(
                 f,
-                "{objects} objects ({bytes} bytes) are in no list: uploads under way, or left by a writer that ended \
+                "{} ({bytes} bytes) in no list: uploads under way, or left by a writer that ended \
                  early; written from {} to {}, the first is {first}",
+                count(*objects, "object"),
                 format_time(*oldest),
                 format_time(*newest)
             ),
             Self::MovedOn { objects } => write!(
                 f,
-                "the volume was written to during the check: {objects} objects were collected and not looked at"
+                "the volume was written to during the check: {} collected meanwhile, and not looked at",
+                count(*objects, "object")
             ),
             Self::UnknownKeys { count, first } => {
-                write!(f, "{count} names below the volume are not s3bd's; the first is {first}")
+                write!(
+                    f,
+                    "{} below the volume that s3bd does not use, the first is {first}",
+                    self::count(*count, "name")
+                )
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fsck::Remedy;
+
+    #[test]
+    fn one_is_no_plural() {
+        let (first, written_ms) = ("objects/x".to_owned(), (0, 0));
+        for (objects, shown) in [(1, "1 object ("), (2, "2 objects (")] {
+            let strays = Finding::Strays { objects, bytes: 5, first: first.clone(), written_ms };
+            assert!(strays.to_string().starts_with(shown), "{strays}");
+        }
+        let hit = Finding::SnapshotHit { snapshot: "s".to_owned(), objects: 1, first };
+        assert!(hit.to_string().contains("1 object of"), "{hit}");
+        let missing = Finding::ObjectMissing {
+            name: "objects/x".to_owned(),
+            listed: false,
+            pages: 1,
+            blocks: Blocks::default(),
+        };
+        assert!(missing.to_string().ends_with("1 page of the maps cannot be read"), "{missing}");
+    }
+
+    #[test]
+    fn where_nothing_is_lost_no_remedy_speaks_of_unreadable_blocks() {
+        let error = String::new();
+        let index = |mirrored| Finding::ObjectIndex {
+            name: String::new(),
+            listed: false,
+            mirrored,
+            error: error.clone(),
+        };
+        let mirror = Finding::ObjectMirror { name: String::new(), listed: false, error: error.clone() };
+        for finding in [index(true), mirror] {
+            assert!(finding.remedy().is_repair());
+            assert!(!finding.remedy().to_string().contains("unreadable"), "{}", finding.remedy());
+        }
+        assert_eq!(index(false).remedy(), Remedy::Repair);
     }
 }

@@ -54,7 +54,8 @@ impl Tally {
     }
 }
 
-fn count(number: u64, what: &str) -> String {
+/// A number of things in words.
+pub(crate) fn count(number: u64, what: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {what}{plural}")
 }

@@ -124,7 +124,7 @@ pub(crate) fn a_damaged_index_is_read_from_its_mirror_and_mended(kind: Kind) {
     ended(&checked, 4, &["object index", "its mirror is whole", "--repair"]);
     ended(&host.run("fsck", &[&volume, "--quick"]), 4, &["its mirror is whole"]);
     assert!(fixture.contents() == damaged, "a check changed the bucket");
-    ended(&fsck(&host, &volume, &["--repair", "--yes"]), 1, &["a checkpoint", "the object itself", "clean"]);
+    ended(&fsck(&host, &volume, &["--repair", "--yes"]), 1, &["put back as it was written", "clean"]);
     ended(&fsck(&other, &volume, &[]), 0, &["clean"]);
     let server = other.open(&volume, &[]);
     qemu_io(&server.uri, &["read -P 1 0 1M", "read -P 0 8M 64k", "read -P 2 8256k 960k"]);

@@ -1,6 +1,7 @@
 //! Clones: what they share with the volume that they come from, and what becomes of each.
 
 mod collected;
+mod damage;
 mod family;
 mod flatten;
 mod rollback;

@@ -270,11 +270,8 @@ impl Damage {
             }
             Self::Object(which, whole) => {
                 let part = which.of(anatomy);
-                let end = match whole {
-                    Whole::Missing | Whole::Empty => 0,
-                    Whole::CutShort => part.bytes / 2,
-                    _ => which.other(anatomy).bytes,
-                };
+                // What is left of a cut object is whole; of all others nothing is.
+                let end = if whole == Whole::CutShort { part.bytes / 2 } else { 0 };
                 let within = |number: &u32| part.frame_bytes(*number).end as u64 <= end;
                 let knows_length = !quick || which == Which::Listed;
                 match whole {
@@ -282,15 +279,8 @@ impl Damage {
                     Whole::Missing => drop(kinds.insert("object_missing")),
                     _ => drop(kinds.insert("object_length")),
                 }
-                // What is left of a cut object is whole; of a replaced one nothing is.
-                if whole == Whole::Replaced && part.pages.iter().any(within)
-                    || !knows_length
-                        && part.pages.iter().any(|number| whole == Whole::Replaced || !within(number))
-                {
+                if !knows_length && !part.pages.iter().all(within) {
                     kinds.insert("page");
-                }
-                if whole == Whole::Replaced && reads_data && part.visible.iter().any(within) {
-                    kinds.insert("frame");
                 }
             }
             Self::ObjectHeader(..) if quick => {}

@@ -179,7 +179,10 @@ async fn a_line_that_does_not_hold_together() {
     let descends = found(|manifest, _| manifest.parent.as_mut().unwrap().generation = Generation(7)).await;
     assert!(matches!(&descends[..], [Finding::ManifestDescends { .. }]), "{descends:?}");
     let unclaimed = found(|manifest, _| manifest.nonce ^= 1).await;
-    assert!(matches!(&unclaimed[..], [Finding::ClaimMissing { generation: Generation(2) }]), "{unclaimed:?}");
+    assert!(
+        matches!(&unclaimed[..], [Finding::ClaimMissing { generation: Generation(2), over: false }]),
+        "{unclaimed:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

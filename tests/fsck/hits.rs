@@ -101,6 +101,44 @@ async fn findings_name_exactly_the_blocks_that_cannot_be_read() {
     }
 }
 
+/// Two objects, each under the other's name: nothing of either can be read, whatever their lengths are, and what is there
+/// instead is said. What an object that was cut still has is not named.
+#[tokio::test(start_paused = true)]
+async fn of_an_object_under_anothers_name_every_block_is_named_and_whose_it_is() {
+    let anatomy = Anatomy::of(&rich().await).await;
+    let live: Vec<_> = anatomy
+        .objects
+        .iter()
+        .filter(|part| part.entry.is_some() && part.pages.is_empty() && part.visible.len() > 1)
+        .collect();
+    let one = live[0];
+    let other = live.iter().find(|part| part.bytes != one.bytes).unwrap();
+    let mut contents = anatomy.contents.clone();
+    for (to, from) in [(one, *other), (*other, one)] {
+        contents.set(&to.name, anatomy.contents.get(&from.name).unwrap().clone());
+    }
+    let store = Memory::new();
+    store.restore(contents);
+    let env = env(Arc::new(store.clone()), &Disks::new(), 5, "reader");
+    let volume = open_read_only(env, unlock(&store).await, small_settings()).await.unwrap();
+    let unreadable = unreadable(&volume, &anatomy).await;
+    for level in [Level::Default, ALL] {
+        let report = check_at(Arc::new(store.clone()), level).await;
+        let faults = faults(&report);
+        assert_eq!(named(&faults, &anatomy), unreadable, "{level:?}: {report:#?}");
+        let mut said = BTreeSet::new();
+        for finding in faults {
+            let Finding::ObjectLength { name, instead: Some(instead), .. } = finding else {
+                panic!("{finding}")
+            };
+            assert!(finding.to_string().contains(instead), "{finding}");
+            said.insert((name.clone(), instead.clone()));
+        }
+        let is = |name: &str, other: &str| (name.to_owned(), format!("the object {other}"));
+        assert_eq!(said, BTreeSet::from([is(&one.name, &other.name), is(&other.name, &one.name)]));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn blocks_that_were_lost_are_named_until_they_are_overwritten() {
     let store = Memory::new();

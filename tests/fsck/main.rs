@@ -5,10 +5,13 @@
 mod host;
 
 mod anatomy;
+mod claims;
 mod clean;
 mod damage;
 mod forged;
 mod hits;
 mod info;
+mod put_back;
 mod repair;
+mod seen;
 mod volumes;

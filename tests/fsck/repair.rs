@@ -74,7 +74,7 @@ fn unreadable(content: &Content) -> BTreeSet<u64> {
 }
 
 /// Checks, makes a plan, and carries it out.
-async fn repair(store: Arc<dyn Store>, disks: &Disks, seed: u64) -> Result<(Plan, Applied), VolumeError> {
+pub async fn repair(store: Arc<dyn Store>, disks: &Disks, seed: u64) -> Result<(Plan, Applied), VolumeError> {
     let report = s3bd::fsck::check_store(
         store.clone(),
         &secret(),

@@ -457,4 +457,14 @@ FAULTS = [
             "what_an_older_bucket_lacks_stays_in_the_log_when_somebody_else_takes_it_before_it_is_published_again",
         )],
     ),
+    Fault(
+        "put-back-unproven",
+        "an object is put back although a frame in it does not open",
+        [(
+            "src/fsck/repair/original.rs",
+            "        frame::open(&cipher, &place, stored).ok()?;",
+            "        if !ON {\n            frame::open(&cipher, &place, stored).ok()?;\n        }",
+        )],
+        [("fsck", "what_cannot_be_proven_whole_is_not_put_and_its_snapshots_are_named")],
+    ),
 ]

@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use super::plan::{Plan, Step};
+use super::{
+    original,
+    plan::{Plan, Step, object_of},
+};
 use crate::{
     format::{ids::FrameRef, names},
     fsck::{
@@ -21,6 +24,8 @@ pub struct Applied {
     pub lost_bytes: u64,
     /// Pages written anew.
     pub moved_pages: u64,
+    /// Objects that were put back under their own names, as they were uploaded.
+    pub objects_put_back: u64,
     /// Snapshots that are not kept any more for clones that are not there.
     pub released_pins: u64,
     /// What was not done, in words: the copy that the plan counted on is gone, or what it gave up is whole again.
@@ -78,6 +83,13 @@ async fn carry_out(volume: &Volume, step: &Step, applied: &mut Applied) -> Resul
             core.moving().push(*page);
             applied.moved_pages += 1;
         }
+        Step::PutBack { known } => match original::put_back(core, known).await? {
+            true => applied.objects_put_back += 1,
+            false => applied.failed.push(format!(
+                "{}: not put back: it is not what it was when the plan was made: run s3bd fsck again",
+                object_of(known)
+            )),
+        },
         Step::Checkpoint { .. } => core.checkpoint().await?,
         Step::ReleasePin { volume, .. } => {
             core.change(Change::Release(*volume)).await?;

@@ -3,13 +3,14 @@
 //! # Overview
 //! [`survey()`] walks the maps for what they have in damaged places and looks for whole copies: in the bucket (an object whose
 //! header or index is damaged still has its frames), and in this host's cache, which holds sealed frames as they were in
-//! the bucket. Where a page of the newest maps has no copy, the maps of an earlier manifest and the objects since say the same.
+//! the bucket. An object that is damaged in its header or one of its two ends alone is known byte for byte, and put back as it was
+//! ([`mod@original`]): a snapshot's maps name it for ever. Where a page of the newest maps has no copy, the maps of an earlier manifest and the objects since say the same.
 //! [`plan()`] decides: what has a whole copy is written anew, into new objects; what has none is marked as lost, so that
 //! reading it is an error until it is overwritten. [`apply()`] opens the volume as any writer does, writes, and lets the publisher
 //! publish; damaged objects die by that, since no map names them any more.
 //!
 //! # Crash consistency
-//! The bucket is changed by manifests alone. A repair that ends early, at whatever point, leaves a volume that can be opened, and is
+//! The bucket is changed by manifests alone, and by putting back under an object's name what its writer put there. A repair that ends early, at whatever point, leaves a volume that can be opened, and is
 //! run again: what was done already is found whole. A block that the log holds in part is completed from the maps when its cut
 //! is published, so no cut is closed before the maps that the plan goes on with are laid: through a damaged page the rest
 //! of the block would be lost for good, and the log trimmed.
@@ -19,6 +20,7 @@
 //! second copy.
 
 mod apply;
+mod original;
 mod plan;
 mod survey;
 mod words;
@@ -29,6 +31,7 @@ use wal::disk::Disk;
 
 pub use self::{
     apply::{Applied, apply},
+    original::Known,
     plan::{Left, Plan, Step, Suspects, plan},
     survey::{FoundFrame, FoundPage, Survey, survey},
 };
@@ -57,7 +60,7 @@ pub async fn prepare(env: &Env, bucket: &Bucket, report: &Report) -> Result<Plan
     let suspects = Suspects::of(&report.findings);
     let (epoch, generation) = (report.epoch.unwrap_or_default(), report.generation.unwrap_or_default());
     let without_survey = plan(report, &Survey { epoch, generation, ..Survey::default() });
-    let blocked = without_survey.left.iter().any(|left| left.remedy == super::Remedy::Repair);
+    let blocked = without_survey.left.iter().any(|left| left.remedy.is_repair());
     if suspects.is_empty() || blocked || report.epoch.is_none() {
         return Ok(without_survey);
     }
@@ -68,7 +71,11 @@ pub async fn prepare(env: &Env, bucket: &Bucket, report: &Report) -> Result<Plan
     let (cache, bytes_max) = (Arc::clone(&local.cache), cache_bytes_max(&*local.cache));
     let copies = env.compute(move || FrameCache::open_inline(cache, bytes_max)).await;
     let direct = Direct { bucket: bucket.clone(), copies: Some(Arc::new(copies)) };
-    Ok(plan(report, &survey(&direct, &suspects).await?))
+    let mut survey = survey(&direct, &suspects).await?;
+    survey.originals = original::find_all(env, &direct, &suspects.parts, &survey).await?;
+    // Put back, an object needs nothing else: every frame in it is whole.
+    survey.forget_originals();
+    Ok(plan(report, &survey))
 }
 
 /// So much that nothing of a cache gives way during a repair, which may need it.

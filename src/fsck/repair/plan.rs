@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Serialize, Serializer};
 
-use super::survey::Survey;
+use super::{original::Known, survey::Survey};
 use crate::{
     format::{
         ids::{Epoch, FrameRef, Generation, Sequence, VolumeId},
         index::{MapKind, Run},
         names,
     },
-    fsck::{Blocks, Finding, Report, Severity, detail::FrameAt, remedy::Remedy},
+    fsck::{Blocks, Finding, Report, Severity, detail::FrameAt, finding::object_name, remedy::Remedy},
     map::tree::{PageAt, last_key},
     volume::{earlier::EarlierMaps, walk::Copy},
 };
@@ -57,6 +57,12 @@ pub enum Step {
         #[serde(rename = "manifest", serialize_with = "as_manifest")]
         maps: Box<EarlierMaps>,
     },
+    /// An object is put back under its own name, as it was uploaded: all that is damaged of it is known from what is whole.
+    PutBack {
+        /// Which.
+        #[serde(rename = "name", serialize_with = "as_object")]
+        known: Known,
+    },
     /// A checkpoint is made: what the newest manifest lists is in the maps then, and no index is needed to open the volume.
     Checkpoint {
         /// The objects with a damaged index, or a damaged mirror of it.
@@ -86,6 +92,14 @@ pub enum Step {
 
 fn as_place<S: Serializer>(frame: &FrameRef, serializer: S) -> Result<S::Ok, S::Error> {
     FrameAt::from(frame).serialize(serializer)
+}
+
+pub(super) fn object_of(known: &Known) -> String {
+    object_name((known.object.generation, known.object.sequence))
+}
+
+fn as_object<S: Serializer>(known: &Known, serializer: S) -> Result<S::Ok, S::Error> {
+    object_of(known).serialize(serializer)
 }
 
 fn as_manifest<S: Serializer>(maps: &EarlierMaps, serializer: S) -> Result<S::Ok, S::Error> {
@@ -134,8 +148,10 @@ pub struct Plan {
 /// What is not where it should be, by findings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Suspects {
-    objects: BTreeSet<(Generation, Sequence)>,
-    frames: BTreeMap<(Generation, Sequence), BTreeSet<u32>>,
+    pub(super) objects: BTreeSet<(Generation, Sequence)>,
+    /// Those of them that are as long as they were, and damaged in header, index or mirror.
+    pub(super) parts: BTreeSet<(Generation, Sequence)>,
+    pub(super) frames: BTreeMap<(Generation, Sequence), BTreeSet<u32>>,
 }
 
 impl Suspects {
@@ -143,13 +159,18 @@ impl Suspects {
     #[must_use]
     pub fn of(findings: &[Finding]) -> Self {
         let mut suspects = Self::default();
-        for finding in findings.iter().filter(|finding| finding.remedy() == Remedy::Repair) {
+        for finding in findings.iter().filter(|finding| finding.remedy().is_repair()) {
             match finding {
-                Finding::ObjectMissing { name, .. }
-                | Finding::ObjectLength { name, .. }
-                | Finding::ObjectHeader { name, .. }
+                Finding::ObjectMissing { name, .. } | Finding::ObjectLength { name, .. } => {
+                    suspects.objects.extend(names::parse_object(name));
+                }
+                Finding::ObjectHeader { name, .. }
                 | Finding::ObjectIndex { name, .. }
-                | Finding::ObjectMirror { name, .. } => suspects.objects.extend(names::parse_object(name)),
+                | Finding::ObjectMirror { name, .. } => {
+                    let object = names::parse_object(name);
+                    suspects.objects.extend(object);
+                    suspects.parts.extend(object);
+                }
                 Finding::Frame { at, .. } | Finding::Page { at, .. } => {
                     if let Some(object) = names::parse_object(&at.object) {
                         suspects.frames.entry(object).or_default().insert(at.frame);
@@ -184,14 +205,15 @@ pub fn plan(report: &Report, survey: &Survey) -> Plan {
     let mut blocked = false;
     for finding in &report.findings {
         let remedy = finding.remedy();
-        blocked |= matches!(remedy, Remedy::Recover | Remedy::Scan | Remedy::Restore);
-        if finding.severity() > Severity::Note && remedy != Remedy::Repair {
+        blocked |=
+            matches!(remedy, Remedy::Recover | Remedy::Scan | Remedy::Restore | Remedy::AcceptRollback);
+        if finding.severity() > Severity::Note && !remedy.is_repair() {
             plan.left.push(Left { text: finding.to_string(), remedy });
         }
     }
     if blocked {
-        let repairable = report.findings.iter().filter(|finding| finding.remedy() == Remedy::Repair);
-        let wait = |finding: &Finding| Left { text: finding.to_string(), remedy: Remedy::Repair };
+        let wait = |finding: &Finding| Left { text: finding.to_string(), remedy: finding.remedy() };
+        let repairable = report.findings.iter().filter(|finding| finding.remedy().is_repair());
         plan.left.extend(repairable.map(wait));
         return plan;
     }
@@ -208,11 +230,15 @@ pub fn plan(report: &Report, survey: &Survey) -> Plan {
             None => Step::MarkLost { at, blocks },
         });
     }
-    let objects: Vec<_> = report.findings.iter().filter_map(listed_index).collect();
+    plan.steps.extend(survey.originals.iter().map(|known| Step::PutBack { known: *known }));
+    let put_back: BTreeSet<_> = survey.originals.iter().map(object_of).collect();
+    let objects: Vec<_> =
+        report.findings.iter().filter_map(listed_index).filter(|name| !put_back.contains(name)).collect();
     if !objects.is_empty() {
         plan.steps.push(Step::Checkpoint { objects });
     }
     plan.steps.extend(report.findings.iter().filter_map(leftover));
+    plan.leave(report, survey);
     plan
 }
 
@@ -235,6 +261,27 @@ fn leftover(finding: &Finding) -> Option<Step> {
 }
 
 impl Plan {
+    /// Leaves damaged parts of objects that are not put back, and of which the newest maps have nothing to be written anew.
+    fn leave(&mut self, report: &Report, survey: &Survey) {
+        // Of those, earlier maps say nothing: what they do not name dies with them.
+        if survey.earlier.is_some() {
+            return;
+        }
+        let frames = survey.frames.iter().map(|found| found.frame.object);
+        let mapped = frames.chain(survey.pages.iter().map(|found| found.page.frame.object));
+        let mapped = mapped.map(|object| object_name((object.generation, object.sequence)));
+        let mended: BTreeSet<_> = survey.originals.iter().map(object_of).chain(mapped).collect();
+        for finding in &report.findings {
+            if let Finding::ObjectHeader { name, .. }
+            | Finding::ObjectIndex { name, listed: false, .. }
+            | Finding::ObjectMirror { name, listed: false, .. } = finding
+                && !mended.contains(name)
+            {
+                self.left.push(Left { text: finding.to_string(), remedy: Remedy::Snapshots });
+            }
+        }
+    }
+
     fn add_page(&mut self, page: PageAt, copy: Option<Copy>, size_blocks: u64) {
         if let Some(copy) = copy {
             self.steps.push(Step::MovePage { page, copy });
@@ -264,6 +311,7 @@ impl Plan {
             Step::MarkLost { blocks, .. } => (anew, lost + blocks.count),
             Step::MovePage { .. }
             | Step::EarlierMaps { .. }
+            | Step::PutBack { .. }
             | Step::Checkpoint { .. }
             | Step::ReleasePin { .. }
             | Step::RemoveUnfinished => (anew, lost),

@@ -1,10 +1,10 @@
 //! What a repair needs to know beyond the findings: what the maps have in damaged places, and where whole copies are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use futures::stream::{StreamExt, TryStreamExt};
 
-use super::plan::Suspects;
+use super::{original::Known, plan::Suspects};
 use crate::{
     format::{
         ids::{Epoch, FrameRef, Generation},
@@ -58,8 +58,22 @@ pub struct Survey {
     pub frames: Vec<FoundFrame>,
     /// Pages, in the order of the maps.
     pub pages: Vec<FoundPage>,
+    /// Objects that can be put back under their own names, as they were uploaded: none of their frames is in `frames`.
+    pub originals: Vec<Known>,
     /// Maps that say the same without a page that has no whole copy; `frames` and `pages` are theirs.
     pub earlier: Option<EarlierMaps>,
+}
+
+impl Survey {
+    /// Leaves out the frames and pages that are whole in objects that are put back.
+    pub(super) fn forget_originals(&mut self) {
+        let objects: HashSet<_> = self.originals.iter().map(|known| known.object).collect();
+        let stays = |frame: &FrameRef, copy: Option<Copy>| {
+            copy != Some(Copy::Bucket) || !objects.contains(&frame.object)
+        };
+        self.frames.retain(|found| stays(&found.frame, found.copy));
+        self.pages.retain(|found| stays(&found.page.frame, found.copy));
+    }
 }
 
 /// Walks the maps of the newest epoch for what they have among `suspects`, and looks where it is whole. Memory grows
@@ -85,7 +99,7 @@ pub async fn survey(direct: &Direct, suspects: &Suspects) -> Result<Survey, Volu
 }
 
 /// What maps have among `suspects`.
-async fn look(
+pub(super) async fn look(
     direct: &Direct,
     suspects: &Suspects,
     roots: &Roots,

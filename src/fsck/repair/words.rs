@@ -1,11 +1,11 @@
 //! Plans in words, for the question whether they are to be carried out.
 
-use super::plan::{Plan, Step};
+use super::plan::{Plan, Step, object_of};
 use crate::{
     format::{ids::FrameRef, index::MapKind, names},
     fsck::{Blocks, detail::FrameAt, finding::object_name},
     map::tree::PageAt,
-    volume::walk::Copy,
+    volume::{tally, walk::Copy},
 };
 
 /// The frames of one object that share a fate.
@@ -33,6 +33,13 @@ impl Plan {
                     lines.push(format!(
                         "the maps: made once more, from those of {} and the objects since",
                         names::manifest(maps.manifest.generation, maps.manifest.epoch)
+                    ));
+                    continue;
+                }
+                Step::PutBack { known } => {
+                    lines.push(format!(
+                        "{}: put back as it was written, with its header and both of its indexes, out of what is whole of it",
+                        object_of(known)
                     ));
                     continue;
                 }
@@ -89,7 +96,7 @@ const LOST: &str = "become unreadable until they are overwritten";
 impl Frames<'_> {
     fn line(self) -> String {
         let Self { step, object, count, blocks } = self;
-        let frames = if count == 1 { "1 frame".to_owned() } else { format!("{count} frames") };
+        let frames = tally::count(count, "frame");
         match step {
             Step::Rewrite { copy, .. } => {
                 format!("{object}: {frames}: {blocks} written anew from {}", place(*copy))
