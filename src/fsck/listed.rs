@@ -60,7 +60,7 @@ impl Check<'_> {
                     self.lost.object(owner, name, None, listed.bytes, true);
                     None
                 }
-                Found::Length(remnant) => {
+                Found::Other(remnant) => {
                     self.lost.object(owner, name, Some(remnant), listed.bytes, true);
                     None
                 }

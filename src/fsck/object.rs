@@ -30,13 +30,13 @@ const TAIL_BYTES: u64 = 64 << 10;
 pub(super) enum Found {
     /// Nothing.
     Missing,
-    /// Bytes of another length.
-    Length(Remnant),
-    /// An object of the right length: its index where that is whole, and what is wrong with it.
+    /// Another object, or bytes of another length.
+    Other(Remnant),
+    /// The object, and of the right length: its index where that is whole, and what is wrong with it.
     Here(Option<Arc<Index>>, Vec<Finding>),
 }
 
-/// What stands under the name of an object that is not as long as it was.
+/// What stands under the name of an object, and is not that as it was uploaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Remnant {
     /// Its length.
@@ -96,7 +96,7 @@ pub(super) async fn look(bucket: &Bucket, known: &Known, header: bool) -> Result
     loop {
         match look_once(bucket, known, header).await? {
             Found::Here(_, findings) if !findings.is_empty() && attempt < FETCHES_MAX => attempt += 1,
-            Found::Length(_) if attempt < FETCHES_MAX => attempt += 1,
+            Found::Other(_) if attempt < FETCHES_MAX => attempt += 1,
             found => return Ok(found),
         }
     }
@@ -114,8 +114,8 @@ async fn look_once(bucket: &Bucket, known: &Known, header: bool) -> Result<Found
         let bytes = tail.object_bytes;
         return Ok(match get_header(&*store, &name).await? {
             None => Found::Missing,
-            Some(Ok(found)) if is_named(&found, known) => Found::Length(Remnant { bytes, instead: None }),
-            Some(found) => Found::Length(Remnant { bytes, instead: Some(in_words(found.ok(), known)) }),
+            Some(Ok(found)) if is_named(&found, known) => Found::Other(Remnant { bytes, instead: None }),
+            Some(found) => Found::Other(Remnant { bytes, instead: Some(in_words(found.ok(), known)) }),
         });
     }
     let mut findings = Vec::new();
@@ -123,8 +123,18 @@ async fn look_once(bucket: &Bucket, known: &Known, header: bool) -> Result<Found
     let mut reference = known.listed.map(|listed| listed.place(known.owner));
     if header || reference.is_none() {
         let Some(head) = get_header(&*store, &name).await? else { return Ok(Found::Missing) };
-        match head.and_then(|found| if is_named(&found, known) { Ok(found) } else { Err(None) }) {
-            Ok(found) => reference = Some(found),
+        match head {
+            Ok(found) if is_named(&found, known) => reference = Some(found),
+            Ok(other) => {
+                // With an end of its own it is that object; without, a damaged header.
+                let stands = Known { listed: None, ..*known };
+                let ends = read_ends(bucket, &*store, &stands, Some(other), tail.clone()).await?;
+                if let (Ok(Some(_)), _) | (_, Ok(Some(_))) = ends {
+                    let instead = Some(in_words(Some(other), known));
+                    return Ok(Found::Other(Remnant { bytes: tail.object_bytes, instead }));
+                }
+                findings.push(Finding::ObjectHeader { name: name.clone(), error: None });
+            }
             Err(error) => findings.push(Finding::ObjectHeader { name: name.clone(), error }),
         }
     }

@@ -333,7 +333,7 @@ impl Check<'_> {
                     findings.into_iter().for_each(|finding| self.report.add(finding));
                     continue;
                 }
-                Found::Length(remnant) => Some(remnant),
+                Found::Other(remnant) => Some(remnant),
                 // Since it was listed: perhaps it was collected.
                 Found::Missing => None,
             };
