@@ -65,6 +65,17 @@ impl Base {
     }
 }
 
+/// The oldest manifest from which on none is missing up to `newest`. Of a line that is gone back to, later epochs may have let
+/// go of more than it says itself.
+pub(super) fn oldest_there(listed: &[ManifestName], newest: ManifestName) -> Epoch {
+    let there: BTreeSet<_> = listed.iter().filter(|name| **name <= newest).map(|name| name.1).collect();
+    let mut oldest = newest.1;
+    while let Some(before) = oldest.0.checked_sub(1).map(Epoch).filter(|before| there.contains(before)) {
+        oldest = before;
+    }
+    oldest
+}
+
 /// A manifest that was passed over.
 #[derive(Clone, Debug)]
 pub struct Passed {

@@ -13,7 +13,7 @@ use wal::Lsn;
 
 use super::{
     Volume,
-    base::Base,
+    base::{Base, oldest_there},
     bucket::{Bucket, Published},
     claims,
     collect::Shared,
@@ -158,10 +158,15 @@ pub async fn open_repaired(
         // It goes back to where it may need its origin again.
         bucket.store.delete(&[names::INDEPENDENT.to_owned()]).await?;
     }
+    let oldest_there = match base.is_some() || agreed.rollback {
+        true => oldest_there(&bucket.list_manifests().await?, newest.name()),
+        false => newest.manifest.oldest_kept,
+    };
     let first = claims::put_first_manifest(&bucket, &env, tenure, &newest, |first| {
         if base.is_some_and(|base| base.rebuilt) {
             first.parent = None;
         }
+        first.oldest_kept = first.oldest_kept.max(oldest_there);
         first.log = LogPosition { log: identity.log, lsn: position.0 };
         first.unpublished_bytes = active.data_bytes();
         if let Some(snapshot) = &taken {

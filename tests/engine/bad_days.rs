@@ -211,6 +211,33 @@ async fn without_any_manifest_the_objects_give_the_newest_cut_of_the_winning_lin
     }
 }
 
+/// What is gone back behind had let go of manifests that the older epoch still calls kept.
+#[tokio::test(start_paused = true)]
+async fn no_manifest_that_a_line_which_was_given_up_let_go_is_missed() {
+    for accepts in [false, true] {
+        let mut history = History::of_cuts(39, 36).await;
+        let manifests = history.names("manifests/");
+        for name in manifests.iter().rev().take(8) {
+            if accepts { history.remove(name) } else { history.damage(name, 3) }
+        }
+        let (repair, _) = history.fall_back().await;
+        let base = repair.base.as_ref().unwrap().published.clone();
+        assert!(
+            manifests[0] > s3bd::format::names::manifest(base.link.generation, base.manifest.oldest_kept),
+            "none was let go since"
+        );
+        let (repair, agreed) = match accepts {
+            true => (Repair::default(), Agreed { rollback: true, ..WHATEVER }),
+            false => (repair, WHATEVER),
+        };
+        let disks = Disks::new();
+        history.open(&disks, agreed, &repair).await.unwrap().0.close().await.unwrap();
+        let options = fsck::Options { level: fsck::Level::Quick, concurrency: 3 };
+        let report = fsck::check(&unlock(&history.looker()).await, &options, &()).await.unwrap();
+        assert!(report.is_sound(), "{report:#?}");
+    }
+}
+
 /// A manifest that went with its cut, or a fenced writer's, is not missed.
 #[tokio::test(start_paused = true)]
 async fn behind_damaged_manifests_whole_objects_add_up_to_the_newest_cut() {
