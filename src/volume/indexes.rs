@@ -60,7 +60,7 @@ async fn or_mirror(
     match mirror.await {
         Ok(new) => {
             tracing::warn!(
-                "{damage}: its mirror is whole (s3bd fsck --repair writes what the object holds anew)"
+                "{damage}: its mirror is whole (s3bd fsck --repair puts the object back as it was)"
             );
             Ok(new)
         }

@@ -163,10 +163,12 @@ pub async fn open_repaired(
         false => newest.manifest.oldest_kept,
     };
     let first = claims::put_first_manifest(&bucket, &env, tenure, &newest, |first| {
-        if base.is_some_and(|base| base.rebuilt) {
-            first.parent = None;
-        }
         first.oldest_kept = first.oldest_kept.max(oldest_there);
+        if base.is_some_and(|base| base.rebuilt) {
+            // The line begins here. Under the base's own name there may be a manifest that nobody can read.
+            first.parent = None;
+            first.oldest_kept = first.epoch;
+        }
         first.log = LogPosition { log: identity.log, lsn: position.0 };
         first.unpublished_bytes = active.data_bytes();
         if let Some(snapshot) = &taken {

@@ -257,6 +257,12 @@ async fn behind_damaged_manifests_whole_objects_add_up_to_the_newest_cut() {
         assert!(found.is_beyond(base));
         let repair = Repair { base: Some(found.base), ..Repair::default() };
         assert_eq!(history.image_after(&repair).await, 8);
+        // Nothing is left of those manifests, or missed.
+        let (volume, _) = history.open(&Disks::new(), WHATEVER, &Repair::default()).await.unwrap();
+        volume.close().await.unwrap();
+        let options = fsck::Options { level: fsck::Level::Default, concurrency: 3 };
+        let report = fsck::check(&unlock(&history.looker()).await, &options, &()).await.unwrap();
+        assert!(report.is_sound(), "{report:#?}");
     }
     let mut fenced = with_a_fenced_writer(38, 0).await;
     let claimed = fenced.names("manifests/").pop().unwrap();
