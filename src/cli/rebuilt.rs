@@ -20,9 +20,9 @@ pub(super) fn describe(name: &str, found: &Rebuilt) -> String {
     list(name, passed, "checkpoints are passed over");
     list(name, found.left_out.iter().map(|cut| because("left out:", cut)), "epochs are left out");
     let Rebuilt { epoch, time_ms, size_bytes, used_bytes, checkpoint, cuts, snapshots, base, .. } = found;
-    if let Some(checkpoint) = checkpoint {
+    if let Some(as_of) = found.snapshots_epoch {
         say(format_args!(
-            "{name}: snapshots are as of epoch {checkpoint}, {} of them: what was taken, deleted or renamed since is not known",
+            "{name}: snapshots are as of epoch {as_of}, {} of them: what was taken, deleted or renamed since is not known",
             snapshots.len()
         ));
         let is_gone = |at: (Generation, Epoch)| !base.lists(at);

@@ -270,14 +270,10 @@ impl Recover {
                     whole.epoch, whole.generation, whole.writer.host,
                 );
                 say(format_args!("{name}: {text}"));
-                let later = base.later_objects(bucket).await.with_context(|| name.clone())?;
-                if later > 0 {
-                    say(format_args!(
-                        "{name}: {} later than that in the bucket: s3bd recover --scan --dry-run says what they add up to without \
-                         those manifests",
-                        if later == 1 { "1 object is".to_owned() } else { format!("{later} objects are") }
-                    ));
-                }
+                say(format_args!(
+                    "{name}: where the objects of later epochs are whole, they do without those manifests: s3bd recover --scan \
+                     --dry-run says how far"
+                ));
                 losses.push(Loss { question: format!("{text}: go on from it?"), code: DAMAGED });
             }
         }
@@ -296,19 +292,17 @@ impl Recover {
                 format_time(time_ms)
             ))
         };
-        if let Some(whole) = &whole
-            && whole.later_objects(bucket).await.with_context(|| name.clone())? == 0
-        {
-            return Err(no_use(whole));
-        }
         let bar = Counting::new("reading indexes");
         let found = rebuild(bucket, env, |done, total| bar.show(done, total)).await;
         drop(bar);
-        let found = match (found, &whole) {
+        let mut found = match (found, &whole) {
             (Ok(found), Some(whole)) if !found.is_beyond(whole) => return Err(no_use(whole)),
             (Err(VolumeError::NoManifest { .. }), Some(whole)) => return Err(no_use(whole)),
             (found, _) => found.with_context(|| name.clone())?,
         };
+        if let Some(whole) = &whole {
+            found.take_snapshots_of(bucket, whole).await.with_context(|| name.clone())?;
+        }
         let text = rebuilt::describe(&name, &found);
         say(format_args!("{name}: {text}"));
         if let Some(Base { published: Published { manifest: whole, .. }, .. }) = &whole {

@@ -70,19 +70,11 @@ impl Remove {
         let env = &outside.env;
         match Bucket::header(&*env.store).await {
             Ok(_) => {}
-            Err(error @ (VolumeError::NoVolume | VolumeError::Unfinished | VolumeError::HeaderMissing)) => {
+            Err(error @ (VolumeError::NoVolume | VolumeError::Unfinished)) => {
                 if !has_remains(&*env.store).await.with_context(|| name.to_owned())? {
                     return Err(error).with_context(|| name.to_owned());
                 }
-                self.ask(
-                    name,
-                    match error {
-                        VolumeError::HeaderMissing => {
-                            "the object \"volume\" is missing, and may be put back from a copy: remove all that it opens, for good?"
-                        }
-                        _ => "clear what is left of a volume that is not finished?",
-                    },
-                )?;
+                self.ask(name, "clear what is left of a volume that is not finished?")?;
                 let bar = Counted::new("removing");
                 return clear(env, |objects| bar.show(objects)).await.with_context(|| name.to_owned());
             }

@@ -17,7 +17,7 @@ use super::{
 use crate::format::{
     ids::{Epoch, Generation, Sequence},
     index::MapKind,
-    manifest::{Manifest, ManifestLink},
+    manifest::ManifestLink,
     names,
     page::{Page, Target},
 };
@@ -45,17 +45,6 @@ impl Base {
     #[must_use]
     pub fn lists(&self, manifest: (Generation, Epoch)) -> bool {
         self.listed.binary_search(&manifest).is_ok()
-    }
-
-    /// Objects in the bucket that are later than the manifest, by their numbers: of cuts after it, or of none.
-    ///
-    /// # Errors
-    /// What the store refuses.
-    pub async fn later_objects(&self, bucket: &Bucket) -> Result<u64, VolumeError> {
-        let Manifest { generation, next_sequence, .. } = self.published.manifest;
-        let listed = bucket.store.list(names::OBJECTS, None, None).await?;
-        let named = listed.iter().filter_map(|line| names::parse_object(&line.key));
-        Ok(named.filter(|object| object.0 >= generation && object.1 >= next_sequence).count() as u64)
     }
 
     /// The manifest, if no other was put since it was chosen.

@@ -142,12 +142,14 @@ impl Bucket {
     }
 
     async fn header_once(store: &dyn Store) -> Result<(Header, Digest), VolumeError> {
-        let Some(bytes) = get_whole(store, names::HEADER).await? else {
-            if get_whole(store, names::HEADER_UNFINISHED).await?.is_some() {
+        let bytes = match get_whole(store, names::HEADER).await? {
+            Some(bytes) => bytes,
+            None if get_whole(store, names::HEADER_UNFINISHED).await?.is_some() => {
                 return Err(VolumeError::Unfinished);
             }
-            let was_opened = Self::was_opened(store).await?;
-            return Err(if was_opened { VolumeError::HeaderMissing } else { VolumeError::NoVolume });
+            None if !Self::was_opened(store).await? => return Err(VolumeError::NoVolume),
+            // It may have been made and opened meanwhile.
+            None => get_whole(store, names::HEADER).await?.ok_or(VolumeError::HeaderMissing)?,
         };
         let header = Header::decode(&bytes).map_err(|error| VolumeError::damaged(names::HEADER, error))?;
         Ok((header, digest(&bytes)))

@@ -14,7 +14,7 @@
 //!   fenced writer uploaded. Where a tenure left no cut, its claim decides.
 //!
 //! # Not handled
-//! Changes of the snapshot table since the checkpoint: they were in manifests alone. The keys of other volumes' objects:
+//! Changes of the snapshot table since the checkpoint: they were in manifests alone (and are taken from one that is whole). The keys of other volumes' objects:
 //! a clone that still reads its origin's is refused.
 
 mod maps;
@@ -39,7 +39,7 @@ use super::{
 use crate::{
     format::{
         ids::{Epoch, Generation, LogId},
-        manifest::{ListedObject, Manifest, ManifestLink, Roots, Totals},
+        manifest::{ListedObject, Manifest, ManifestLink, Roots, SnapshotChange, Totals},
         page::Target,
     },
     map::delta::Delta,
@@ -65,8 +65,10 @@ pub struct Rebuilt {
     pub checkpoint: Option<Epoch>,
     /// Cuts taken on top of it.
     pub cuts: u64,
-    /// The snapshots, as of the checkpoint.
+    /// The snapshots.
     pub snapshots: SnapshotTable,
+    /// As of when: of the checkpoint, or of a whole manifest that is later; none where there are none for want of both.
+    pub snapshots_epoch: Option<Epoch>,
     /// Checkpoints passed over, and why, newest first.
     pub passed: Vec<(Epoch, Generation, String)>,
     /// Cuts left out, and why, newest first.
@@ -76,11 +78,31 @@ pub struct Rebuilt {
 }
 
 impl Rebuilt {
-    /// Whether this is later than a whole manifest: then that one is of an earlier epoch in the same line.
+    /// Whether the newest cut is later than a whole manifest: then that one is of an earlier epoch in the same line.
     #[must_use]
     pub fn is_beyond(&self, whole: &Base) -> bool {
-        let ((generation, epoch), older) = (self.base.published.name(), whole.published.name());
-        generation >= older.0 && epoch > older.1
+        let (generation, epoch) = whole.published.name();
+        self.base.published.link.generation >= generation && self.epoch > epoch
+    }
+
+    /// Takes the snapshots that a whole manifest has, where it is later than the checkpoint: no object tells of those.
+    ///
+    /// # Errors
+    /// Damage to the manifest's snapshot table, and what the store refuses.
+    pub async fn take_snapshots_of(&mut self, bucket: &Bucket, whole: &Base) -> Result<(), VolumeError> {
+        let whole = &whole.published.manifest;
+        if self.checkpoint.is_some_and(|checkpoint| checkpoint >= whole.epoch) {
+            return Ok(());
+        }
+        let table = SnapshotTable::load(bucket, whole).await?;
+        let ids: BTreeSet<_> = table.iter().map(|snapshot| snapshot.id).collect();
+        let deleted = self.snapshots.iter().map(|snapshot| snapshot.id).filter(|id| !ids.contains(id));
+        let changes = deleted.map(SnapshotChange::Deleted);
+        let manifest = &mut self.base.published.manifest;
+        manifest.snapshots = changes.chain(table.iter().cloned().map(SnapshotChange::Taken)).collect();
+        manifest.next_snapshot = manifest.next_snapshot.max(whole.next_snapshot);
+        (self.snapshots, self.snapshots_epoch) = (table, Some(whole.epoch));
+        Ok(())
     }
 }
 
@@ -387,6 +409,7 @@ async fn assemble(
         size_bytes: facts.size_bytes,
         used_bytes: used_blocks * u64::from(bucket.block_bytes()),
         checkpoint: line.checkpoint.map(|number| pieces.checkpoints[number].epoch),
+        snapshots_epoch: line.checkpoint.map(|number| pieces.checkpoints[number].epoch),
         cuts: line.cuts.len() as u64,
         passed: passed.collect(),
         left_out: left_out(pieces, line, &known),

@@ -58,12 +58,16 @@ pub(super) async fn take(
     agreed: Agreed,
     base: Option<&Base>,
 ) -> Result<(Survey, Tenure, LogIdentity), VolumeError> {
-    let mut first = None;
+    let mut first: Option<(bool, Replayed)> = None;
     loop {
         let (mut surveyed, tenure) = survey_and_claim(env, bucket, local, agreed, base).await?;
         let identity = note_tenure(env, bucket, local, &surveyed.plan, &surveyed.newest, tenure)?;
-        // After the first the newest claim is this host's own.
-        surveyed.was_clean = *first.get_or_insert(surveyed.was_clean);
+        // After the first time the newest claim is this host's own, and a log that was given up is gone.
+        let found = first.get_or_insert_with(|| (surveyed.was_clean, surveyed.plan.given_up.clone()));
+        surveyed.was_clean = found.0;
+        if surveyed.plan.given_up == Replayed::default() {
+            surveyed.plan.given_up = found.1.clone();
+        }
         let now = load_base(bucket, base).await?;
         if now.link == surveyed.newest.link {
             return Ok((surveyed, tenure, identity));
@@ -72,6 +76,8 @@ pub(super) async fn take(
             claims::check(bucket, tenure).await?;
             return Err(VolumeError::MovedOn);
         }
+        // Nothing was written under the claim: the log did not leave the line before what was published meanwhile.
+        note_tenure(env, bucket, local, &surveyed.plan, &now, tenure)?;
     }
 }
 
@@ -209,7 +215,7 @@ async fn plan_log(
     // And what is there may be of a line that the log left earlier than that.
     if is_of(&newest.manifest, &identity)
         && (!agreed.rollback
-            || (joins_on(bucket, local, identity.log, newest)? && !has_left(&newest.manifest, &identity)))
+            || (joins_on(bucket, local, &identity, newest)? && !has_left(&newest.manifest, &identity)))
     {
         // What cannot be replayed may be given up as well; what can never is.
         let damage =
@@ -247,7 +253,7 @@ async fn plan_log(
     };
     if lost.tally.records() > 0 && !agreed.discard {
         let generation = identity.tenures.last().map_or(Generation(0), |tenure| tenure.generation);
-        let has_base = left.map_or(Ok(false), |left| joins_on(bucket, local, identity.log, &left))?;
+        let has_base = left.map_or(Ok(false), |left| joins_on(bucket, local, &identity, &left))?;
         return Err(VolumeError::Diverged {
             has_base,
             held: lost.tally,
@@ -304,8 +310,18 @@ fn load_identity(
 }
 
 /// Whether the log has every record above what is published.
-fn joins_on(bucket: &Bucket, local: &Local, log: LogId, published: &Published) -> Result<bool, VolumeError> {
-    Ok(wal::start(&*local.wal)? <= goes_on_at(bucket, local, log, &published.manifest)?)
+fn joins_on(
+    bucket: &Bucket,
+    local: &Local,
+    identity: &LogIdentity,
+    published: &Published,
+) -> Result<bool, VolumeError> {
+    // What the log notes of a manifest is of its own line: of one that it left there may be another of the same name.
+    let floor = match has_left(&published.manifest, identity) {
+        true => Lsn(published.manifest.log.lsn),
+        false => goes_on_at(bucket, local, identity.log, &published.manifest)?,
+    };
+    Ok(wal::start(&*local.wal)? <= floor)
 }
 
 pub(super) fn is_of(manifest: &Manifest, identity: &LogIdentity) -> bool {
@@ -367,16 +383,16 @@ pub(super) async fn fenced_log(env: &Env, bucket: &Bucket, local: &Local) -> Res
         return Err(VolumeError::NothingFenced { folder });
     };
     let left = left_line_at(bucket, &newest, &identity).await?;
-    let has_left = left.is_some();
+    let is_base_there = left.is_some();
     let base = match left {
-        Some(left) if joins_on(bucket, local, identity.log, &left)? => Some(left),
+        Some(left) if joins_on(bucket, local, &identity, &left)? => Some(left),
         _ => None,
     };
-    if base.is_some() && is_of(&newest.manifest, &identity) {
+    if base.is_some() && is_of(&newest.manifest, &identity) && !has_left(&newest.manifest, &identity) {
         return Err(VolumeError::NothingFenced { folder });
     }
     // What the log itself calls published may have gone into a line that is no more: then all that it holds counts.
-    let is_untold = fell_back || has_left || is_behind_seen(bucket, local, &newest)?;
+    let is_untold = fell_back || is_base_there || is_behind_seen(bucket, local, &newest)?;
     let from = base.as_ref().map(|base| Lsn(base.manifest.log.lsn)).or(is_untold.then_some(Lsn(0)));
     match (count_above(bucket, local, identity.log, from), base) {
         (Ok(held), _) if held.tally.records() == 0 => Err(VolumeError::NothingFenced { folder }),
