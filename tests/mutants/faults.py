@@ -119,7 +119,7 @@ FAULTS = [
     Fault(
         "scan-behind-a-manifest",
         "what the objects add up to is taken for later than any whole manifest",
-        [("src/volume/rebuild.rs", "epoch > older.1", "(ON || epoch > older.1)")],
+        [("src/volume/rebuild.rs", "&& self.epoch > epoch", "&& (ON || self.epoch > epoch)")],
         [("engine", "behind_damaged_manifests_whole_objects_add_up_to_the_newest_cut")],
     ),
     Fault(
